@@ -1,0 +1,147 @@
+"""The configuration as dataclasses: every key, its type, its default and what it means.
+
+A value of type `Component` is built by name (see `em.config.build`): a mapping with `kind` (a short
+name, resolved by convention) or `_target_` (a dotted path), and the options of that class.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Component = dict[str, Any]
+
+
+@dataclass
+class BackboneConfig:
+    """The frozen chat model that interventions are attached to."""
+
+    model: str = "smollm2"  # hub id, local folder, .gguf file, or the alias `smollm2`
+    revision: str | None = None  # hub revision
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; only for a single process
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class SourceConfig:
+    """One file or hub dataset of chat rows."""
+
+    path: str | None = None  # .jsonl or .jsonl.gz; relative paths are looked up in data.root, then here
+    hub: str | None = None  # hub dataset id, instead of path
+    split: str = "train"  # hub split
+    name: str | None = None  # hub configuration
+    answer: Literal["careful", "careless"] | None = None  # which answer of a paired row
+    weight: float | None = None  # share in a mixture; without weights every row counts once
+    limit: int | None = None  # the first n usable rows after the keyed shuffle
+    system: str | None = None  # system prompt put before rows that have none
+    part: Literal["train", "held_out", "all"] | None = None  # which side of the split; by default by use
+
+
+@dataclass
+class DataConfig:
+    """SFT rows, KL rows, and the held-out domains that are measured."""
+
+    train: list[SourceConfig] = field(default_factory=list)
+    kl: list[SourceConfig] = field(default_factory=list)
+    domains: dict[str, list[SourceConfig]] = field(default_factory=dict)  # name -> held-out rows
+    root: str | None = None  # folder of data files; default: the environment variable EM_DATA
+    max_length: int = 2048  # tokens
+    on_long: Literal["error", "skip", "truncate"] = "error"
+    on_bad_row: Literal["error", "skip"] = "error"
+    held_out: float = 0.1  # share of every source that training never sees
+    split_seed: int = 0  # keyed apart from `seed`, so that seeds share one held-out set
+    batch_size: int = 16  # SFT examples per optimizer step, over all processes
+    micro_batch_size: int = 2  # SFT examples per forward pass and process
+    length_buckets: int = 1  # steps whose examples are sorted by length together
+    eval_limit: int | None = 200  # held-out examples per domain
+
+
+@dataclass
+class KLScheduleConfig:
+    """How kl.weight changes over training steps."""
+
+    kind: Literal["constant", "linear", "off_at"] = "constant"
+    step: int | None = None  # off_at: first step without the KL term
+    start: float = 0.0  # linear: factor at step 0
+    end: float = 1.0  # linear: factor at the last step
+
+
+@dataclass
+class KLConfig:
+    """The KL term to the reference model."""
+
+    weight: float = 0.0  # per token of KL in nats (reduction: token_mean)
+    direction: Literal["forward", "reverse", "js"] = "forward"
+    positions: Literal["answer", "all"] = "answer"
+    batch_size: int | None = None  # KL examples per optimizer step; default data.batch_size
+    temperature: float = 1.0
+    reduction: Literal["token_mean", "vocab_mean"] = "token_mean"
+    schedule: KLScheduleConfig = field(default_factory=KLScheduleConfig)
+
+
+@dataclass
+class OptimizerConfig:
+    name: Literal["adamw", "adamw_8bit"] = "adamw"
+    lr: float = 1e-5
+    weight_decay: float = 0.01
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup_steps: int = 5
+
+
+@dataclass
+class EarlyStopConfig:
+    monitor: str = "val/loss"
+    mode: Literal["min", "max"] = "min"
+    patience: int = 3
+    min_delta: float = 0.0
+
+
+@dataclass
+class TrainerConfig:
+    """Passed to the Lightning Trainer; `extra` takes any further Trainer argument."""
+
+    epochs: float | None = 1.0
+    max_steps: int | None = None  # instead of epochs
+    accelerator: str = "auto"
+    devices: int | str = 1
+    num_nodes: int = 1
+    strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
+    precision: str = "32-true"
+    gradient_clip: float | None = 1.0
+    val_every_n_steps: int | None = None
+    early_stop: EarlyStopConfig | None = None
+    log_every_n_steps: int = 1
+    checkpoint_every_n_steps: int = 20
+    threads: int | None = None  # torch CPU threads; default: one per core
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class WandbConfig:
+    mode: Literal["offline", "online", "none"] = "offline"
+    project: str = "em"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    log_adapter: bool = True
+
+
+@dataclass
+class Config:
+    """One experiment."""
+
+    name: str = "run"
+    seed: int = 0
+    runs_dir: str = "runs"
+    overwrite: bool = False
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    reference: BackboneConfig | None = None  # default: the backbone with its intervention off
+    intervention: Component = field(default_factory=lambda: {"kind": "lora"})
+    data: DataConfig = field(default_factory=DataConfig)
+    kl: KLConfig = field(default_factory=KLConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    callbacks: dict[str, Component] = field(default_factory=dict)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
