@@ -1,0 +1,21 @@
+"""Configuration: YAML to checked dataclasses, and components built by name."""
+
+from em.config.build import build, resolve
+from em.config.check import check
+from em.config.compose import Experiment, Suite, load, to_dict, to_yaml
+from em.config.facts import ModelFacts, model_facts
+from em.config.schema import Config
+
+__all__ = [
+    "Config",
+    "Experiment",
+    "ModelFacts",
+    "Suite",
+    "build",
+    "check",
+    "load",
+    "model_facts",
+    "resolve",
+    "to_dict",
+    "to_yaml",
+]

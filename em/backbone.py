@@ -1,0 +1,164 @@
+"""A frozen chat model: load it, know its layers and head, run all or only its upper part."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from em import hooks
+from em.errors import BackboneError
+from em.hooks import Site
+
+
+class Backbone(nn.Module):
+    """A frozen causal language model and its tokenizer.
+
+    Interventions put their parameters into this module tree; everything else has no gradient.
+
+    Args:
+        model: a Hugging Face causal LM of the Llama layout (Llama, Qwen2/3, Gemma2/3, Mistral, …).
+        tokenizer: its fast tokenizer with a chat template.
+        name: how the user named it (hub id, folder, alias).
+
+    Raises:
+        BackboneError: no decoder layers or head are found, or the head does more than a linear map and
+            a soft cap, so that losses over selected positions would not be the model's own.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = ""):
+        super().__init__()
+        self.model = model.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.name = name or str(model.config._name_or_path)
+        config = model.config.get_text_config()
+        self.hidden_size = int(config.hidden_size)
+        self.softcap = getattr(config, "final_logit_softcapping", None)
+        self.steer_BT: Tensor | None = None
+        if not isinstance(getattr(self.decoder, "layers", None), nn.ModuleList) or self.head is None:
+            raise BackboneError(
+                f"{self.name}: no decoder layers and output head were found in {type(model).__name__}; "
+                "use a decoder-only model of the Llama, Qwen, Gemma or Mistral layout"
+            )
+        self.num_layers = len(self.layers)
+        self.vocab_size = self.head.weight.shape[0]
+        self._check_head()
+        self.fingerprint = self._fingerprint()
+
+    @property
+    def decoder(self) -> nn.Module:
+        return cast(nn.Module, self.model.get_decoder())
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return cast(nn.ModuleList, self.decoder.layers)
+
+    @property
+    def head(self) -> nn.Linear:
+        return cast(nn.Linear, self.model.get_output_embeddings())
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def module_at(self, site: Site) -> nn.Module:
+        """The module whose output is the site.
+
+        Raises:
+            BackboneError: the layer does not exist or has no such part.
+        """
+        if not 0 <= site.layer < self.num_layers:
+            raise BackboneError(f"layer {site.layer}: {self.name} has layers 0 to {self.num_layers - 1}")
+        layer = self.layers[site.layer]
+        part = {"block": layer, "mlp": getattr(layer, "mlp", None)}.get(
+            site.point, getattr(layer, "self_attn", None)
+        )
+        if part is None:
+            raise BackboneError(f"{self.name}: layer {site.layer} has no part {site.point!r}")
+        return part
+
+    @contextmanager
+    def steering_positions(self, steer_BT: Tensor | None) -> Iterator[None]:
+        """Tell interventions with `positions: answer` which positions of the next passes are theirs.
+
+        Args:
+            steer_BT: bool; true where the model predicts an answer token.
+        """
+        before, self.steer_BT = self.steer_BT, steer_BT
+        try:
+            yield
+        finally:
+            self.steer_BT = before
+
+    def trunk(self, input_ids_BT: Tensor, lower: tuple[int, Tensor] | None = None) -> Tensor:
+        """Final hidden states (after the last norm) of right-padded rows.
+
+        Rows are padded on the right, so causal attention alone keeps padding out of every real position
+        and no mask is needed; what stands at padded positions is meaningless.
+
+        Args:
+            input_ids_BT: token ids.
+            lower: (layer, hidden_BTD): start at `layer` from what `run_lower` returned for it.
+
+        Returns:
+            hidden_BTD in the model's dtype.
+        """
+        if lower is None:
+            return cast(Tensor, self.decoder(input_ids=input_ids_BT, use_cache=False).last_hidden_state)
+        start, hidden_BTD = lower
+        with hooks.starting_at(self.layers[:start], hidden_BTD):
+            output = self.decoder(inputs_embeds=hidden_BTD, use_cache=False)
+        return cast(Tensor, output.last_hidden_state)
+
+    @torch.no_grad()
+    def run_lower(self, input_ids_BT: Tensor, layer: int) -> tuple[int, Tensor] | None:
+        """What reaches `layer`, without gradient, for `trunk(lower=…)`; None for layer 0."""
+        if layer == 0:
+            return None
+        hidden_BTD = hooks.run_until(
+            self.layers[layer], lambda: self.decoder(input_ids=input_ids_BT, use_cache=False)
+        )
+        return layer, hidden_BTD
+
+    def logits(self, hidden_ND: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """The head's logits in fp32, soft cap included.
+
+        Args:
+            hidden_ND: final hidden states at selected positions.
+            weight, bias: stand-ins for the head's own parameters.
+        """
+        weight = self.head.weight if weight is None else weight
+        bias = self.head.bias if bias is None else bias
+        logits = nn.functional.linear(hidden_ND.to(weight.dtype), weight, bias).float()
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        ids_BT = torch.arange(2, 6, device=self.device).remainder(self.vocab_size)[None]
+        own = self.model(input_ids=ids_BT, use_cache=False).logits[0].float()
+        ours = self.logits(self.trunk(ids_BT)[0])
+        if not torch.allclose(own, ours, rtol=1e-2, atol=1e-2 * float(own.abs().max())):
+            raise BackboneError(f"{self.name}: its logits are not the output head's alone; not supported")
+
+    @torch.no_grad()
+    def _fingerprint(self) -> str:
+        """Identifies the weights at any precision: a hash over a sample rounded to bfloat16."""
+        digest = hashlib.sha256(f"{self.num_layers} {self.hidden_size} {self.vocab_size}".encode())
+        for name, parameter in sorted(self.model.named_parameters()):
+            flat = parameter.detach().flatten()
+            sample = flat[:: max(1, flat.numel() // 64)][:64].to("cpu", torch.bfloat16)
+            digest.update(name.encode() + sample.view(torch.int16).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def describe(self) -> dict[str, Any]:
+        """What an adapter records about the backbone it was trained on."""
+        return {
+            "model": self.name,
+            "fingerprint": self.fingerprint,
+            "num_layers": self.num_layers,
+            "hidden_size": self.hidden_size,
+            "vocab_size": self.vocab_size,
+        }

@@ -1,0 +1,185 @@
+"""The extension surface: subclass MeasurementCallback and write one method."""
+
+import logging
+import random
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+
+from em.backbone import Backbone
+from em.datamodules.chat import ChatData
+from em.datamodules.rows import MicroBatch
+from em.errors import EmError
+from em.files import write_json
+from em.hooks import generator_for
+from em.interventions.base import Intervention
+from em.modules.sft import SFTModule
+from em.runs import RunDirectory
+
+When = Literal["start", "end", "step"]
+logger = logging.getLogger("em.callbacks")
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What a measurement may use.
+
+    Args:
+        backbone, intervention: the adapted model; `intervention.disabled()` gives the reference.
+        data: held-out rows by domain, and the training streams.
+        run: the run directory.
+        module: the LightningModule, for its reference model and objective.
+        step: optimizer steps taken so far, of `steps`.
+        when: why the callback fires now.
+        seed: of the run.
+        rank, world_size: this process; every process measures its share.
+    """
+
+    backbone: Backbone
+    intervention: Intervention
+    data: ChatData
+    run: RunDirectory
+    module: SFTModule
+    step: int
+    steps: int
+    when: When
+    seed: int
+    rank: int
+    world_size: int
+
+    def generator(self, *purpose: int | str) -> torch.Generator:
+        """Randomness keyed by (seed, purpose), the same at every step and in every process."""
+        return generator_for(self.seed, *purpose)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, in rank order, on every process."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def save_table(self, name: str, table: Any) -> None:
+        """Write tables/NAME.json into the run directory, from one process."""
+        if self.rank == 0:
+            write_json(self.run.table(name), table)
+
+
+class MeasurementCallback(pl.Callback):
+    """Decides when a measurement runs and logs it; a subclass implements `measure`.
+
+    When: `at: [start]` before the first optimizer step, `at: [end]` after the last one,
+    `every_n_steps: n` after each n-th optimizer step. All processes enter `measure` together.
+
+    Around each call this base class keeps training as it was: RNG states, train/eval mode, gradients and
+    requires_grad are restored, and the time does not count into throughput.
+
+    Logged: each number that `measure` returns, as NAME/key with the optimizer step, where NAME is the
+    callback's key in the config.
+
+    Args:
+        at: `start`, `end` or both.
+        every_n_steps: also after each n-th optimizer step.
+        on_error: a measurement that fails with an error of this project stops the run (`raise`), or is
+            logged and the run goes on (`warn`). Other exceptions are bugs and always stop it.
+    """
+
+    def __init__(
+        self,
+        *,
+        at: list[Literal["start", "end"]] | None = None,
+        every_n_steps: int | None = None,
+        on_error: Literal["raise", "warn"] = "raise",
+    ):
+        self.at = at if at is not None else ([] if every_n_steps else ["end"])
+        self.every_n_steps = every_n_steps
+        self.on_error = on_error
+        self.name = type(self).__name__.lower()
+        self.run: RunDirectory | None = None  # set by the experiment before training
+        self.ended = False
+
+    @abstractmethod
+    def measure(self, context: RunContext) -> dict[str, float] | None:
+        """Measure and return the numbers to log; tables go through `context.save_table`."""
+
+    @property
+    def state_key(self) -> str:
+        return f"em.{self.name}"
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if "start" in self.at and trainer.global_step == 0:
+            self.run_now(trainer, pl_module, "start")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MicroBatch, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, SFTModule)
+        last_micro = batch.micro + 1 == pl_module.accumulate
+        if self.every_n_steps and last_micro and trainer.global_step % self.every_n_steps == 0:
+            self.run_now(trainer, pl_module, "step")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if "end" in self.at and not self.ended:
+            self.run_now(trainer, pl_module, "end")
+            self.ended = True
+
+    def run_now(self, trainer: pl.Trainer, pl_module: pl.LightningModule, when: When) -> None:
+        """Measure once and log; training cannot tell that it happened."""
+        assert isinstance(pl_module, SFTModule) and self.run is not None
+        context = self._context(trainer, pl_module, when)
+        with isolated(pl_module):
+            try:
+                metrics = self.measure(context) or {}
+            except EmError as error:
+                if self.on_error == "raise":
+                    raise
+                logger.warning("%s failed at step %d: %s", self.name, context.step, error)
+                return
+        named = {f"{self.name}/{key}": float(value) for key, value in metrics.items()}
+        for sink in trainer.loggers:
+            sink.log_metrics(named, context.step)
+
+    def _context(self, trainer: pl.Trainer, module: SFTModule, when: When) -> RunContext:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, ChatData) and self.run is not None
+        return RunContext(
+            backbone=module.backbone,
+            intervention=module.intervention,
+            data=data,
+            run=self.run,
+            module=module,
+            step=trainer.global_step,
+            steps=module.steps,
+            when=when,
+            seed=module.seed,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+        )
+
+
+@contextmanager
+def isolated(module: SFTModule) -> Iterator[None]:
+    """Restore RNG states, modes, gradients and requires_grad after a measurement."""
+    modes = [(child, child.training) for child in module.modules()]
+    flags = [(p, p.requires_grad, p.grad) for p in module.parameters()]
+    python, legacy = random.getstate(), np.random.get_state()
+    devices = [module.device] if module.device.type == "cuda" else []
+    module.eval()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
+        for child, training in modes:
+            child.training = training
+        for parameter, requires_grad, grad in flags:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
+        module.restart_clock()

@@ -1,0 +1,190 @@
+"""From a YAML file and overrides to checked configurations: one experiment, or a suite of members."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from em.config.check import check
+from em.config.facts import ModelFacts, model_facts
+from em.config.schema import BackboneConfig, Config
+from em.config.values import show
+from em.config.yaml_files import first_line, merge, read_extended
+from em.errors import ConfigError
+
+Override = tuple[str, dict[str, Any]]  # the text, and the mapping it stands for
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One checked configuration, and the plain mapping it was made from."""
+
+    config: Config
+    raw: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Experiments that share a file; a member is named `<suite>/<member>`."""
+
+    name: str
+    path: Path
+    members: dict[str, Config]
+    raw: dict[str, Any]
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment | Suite:
+    """Read, merge, resolve and check a configuration.
+
+    A file may extend others (`extends: base.yaml`, or a list), relative to itself; it is a suite if it has
+    `members`. The key `description` is free text. An override `kl.weight=3` applies to every member,
+    `members.narrow.kl.weight=3` to one and over the former; `members.narrow=null` drops one.
+
+    Raises:
+        ConfigError: all problems of the configuration, or of all members, at once.
+    """
+    path = Path(path)
+    raw = read_extended(path)
+    raw.setdefault("name", path.stem)
+    raw.pop("description", None)
+    everywhere: list[Override] = []
+    for_members: list[Override] = []
+    for text in overrides:
+        part = _override(text)
+        if "members" in part and "members" not in raw:
+            raise ConfigError(f"{text}: {path} is not a suite; it has no members")
+        (for_members if "members" in part else everywhere).append((text, part))
+    if "members" in raw:
+        return _suite(path, raw, everywhere, for_members)
+    plain, config, problems = _checked(reduce(merge, (part for _, part in everywhere), raw))
+    if config is None:
+        raise ConfigError(problems)
+    return Experiment(config, plain)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """A configuration as plain mappings, with every default written out."""
+    return asdict(config)
+
+
+def to_yaml(config: Config) -> str:
+    """A configuration as YAML that `load` reads back to the same configuration."""
+    return str(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=100))
+
+
+def _override(text: str) -> dict[str, Any]:
+    key, equals, _ = text.partition("=")
+    if not equals or not all(key.strip().split(".")):
+        raise ConfigError(f"{text}: expected an override such as kl.weight=0.1")
+    try:
+        part = OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=False)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{text}: the value is not valid YAML; quote it for the shell") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{text}: {first_line(error)}") from error
+    assert isinstance(part, dict)
+    return {str(name): value for name, value in part.items()}
+
+
+def _suite(path: Path, raw: dict[str, Any], everywhere: list[Override], for_members: list[Override]) -> Suite:
+    parts = [part for _, part in everywhere]
+    shared = reduce(merge, parts, {key: value for key, value in raw.items() if key != "members"})
+    name = _suite_name(path, shared)
+    members = _members(path, raw["members"], for_members)
+    plain, configs, problems = {}, {}, {}
+    for member, layers in members.items():
+        body: dict[str, Any] = reduce(merge, [layers[0], *parts, *layers[1:]], shared)
+        body = {**body, "name": f"{name}/{member}"}
+        body.pop("description", None)
+        plain[member], config, problems[member] = _checked(body)
+        if config is not None:
+            configs[member] = config
+    if any(problems.values()):
+        raise ConfigError(_grouped(problems))
+    return Suite(name, path, configs, {"name": name, "members": plain})
+
+
+def _suite_name(path: Path, shared: dict[str, Any]) -> str:
+    try:
+        name = OmegaConf.create(shared)["name"]
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: name: {first_line(error)}") from error
+    if not isinstance(name, str):
+        raise ConfigError(f"{path}: name: expected text, got {show(name)}")
+    return name
+
+
+def _members(path: Path, raw: Any, overrides: list[Override]) -> dict[str, list[dict[str, Any]]]:
+    """For every member that is not dropped, what the file says of it and then each override."""
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: members: expected a mapping of names to differences, got {show(raw)}")
+    found = {str(member): [own] for member, own in raw.items() if own is not None}
+    for text, part in overrides:
+        given = part["members"]
+        for member, over in given.items() if isinstance(given, dict) else ():
+            if str(member) not in found:
+                near = get_close_matches(str(member), found, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"members: {', '.join(found)}"
+                raise ConfigError(f"{text}: {path} has no member {member!r}; {hint}")
+            if over is None:
+                del found[str(member)]
+            else:
+                found[str(member)].append(over)
+    problems = [
+        f"members.{member}: expected a mapping, got {show(layer)}"
+        for member, layers in found.items()
+        for layer in layers
+        if not isinstance(layer, dict)
+    ]
+    named = [member for member, layers in found.items() if any("name" in layer for layer in layers)]
+    problems += [f"members.{member}.name: a member is named after its key; remove it" for member in named]
+    if not found:
+        problems.append(f"{path}: members: none is left; a suite needs at least one")
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def _grouped(problems: dict[str, list[str]]) -> list[str]:
+    """Every line once; one that only some members have is prefixed by their names."""
+    lines = dict.fromkeys(line for listed in problems.values() for line in listed)
+    owners = {line: [member for member, listed in problems.items() if line in listed] for line in lines}
+    return [
+        line if len(owned) == len(problems) else f"{', '.join(owned)}: {line}"
+        for line, owned in owners.items()
+    ]
+
+
+def _checked(raw: dict[str, Any]) -> tuple[dict[str, Any], Config | None, list[str]]:
+    """The resolved mapping, its configuration or None, and the problems that prevent it."""
+    try:
+        plain = OmegaConf.to_container(OmegaConf.create(raw), resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        where = f"{error.full_key}: " if error.full_key else ""
+        return raw, None, [where + first_line(error)]
+    assert isinstance(plain, dict)
+    resolved = {str(key): value for key, value in plain.items()}
+    problems, facts = [], None
+    try:
+        facts = _facts(resolved.get("backbone"))
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        config = check(resolved, facts)
+    except ConfigError as error:
+        return resolved, None, [*problems, *error.problems]
+    return resolved, None if problems else config, problems
+
+
+def _facts(backbone: Any) -> ModelFacts | None:
+    """Facts of a model that is not checked yet, so it may be anything."""
+    given = backbone if isinstance(backbone, dict) else {}
+    model, revision = given.get("model", BackboneConfig.model), given.get("revision")
+    revision = revision if isinstance(revision, str) else None
+    return model_facts(model, revision) if isinstance(model, str) else None

@@ -1,0 +1,70 @@
+"""What a configuration check needs to know of a model, without loading it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from em.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Sizes of a model."""
+
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+
+
+ALIASES = {"smollm2": ModelFacts(num_layers=30, hidden_size=576, vocab_size=49152)}
+NAMES = (  # of the three sizes; the second spelling is GPT-2's
+    ("num_hidden_layers", "n_layer"),
+    ("hidden_size", "n_embd"),
+    ("vocab_size",),
+)
+
+
+def model_facts(model: str, revision: str | None = None) -> ModelFacts | None:
+    """The sizes of a model by alias, local folder or hub id; None where they are not known offline.
+
+    Raises:
+        ConfigError: a config.json that is there cannot be read.
+    """
+    if model in ALIASES:
+        return ALIASES[model]
+    if model.endswith(".gguf"):
+        return None
+    folder = Path(model).expanduser()
+    path = folder / "config.json" if folder.is_dir() else _cached(model, revision)
+    return _read(path) if path is not None and path.is_file() else None
+
+
+def _cached(model: str, revision: str | None) -> Path | None:
+    # Lazy: the import takes 0.2 s, which an alias or a local folder should not pay.
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(model, "config.json", revision=revision)
+    except HFValidationError:  # not a hub id; a missing local path is reported by the rules
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _read(path: Path) -> ModelFacts | None:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"backbone.model: {path} cannot be read ({error})") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"backbone.model: {path} does not hold a JSON object")
+    nested = config.get("text_config")  # a vision-language model
+    sizes = _sizes(config) or (_sizes(nested) if isinstance(nested, dict) else None)
+    return ModelFacts(*sizes) if sizes else None
+
+
+def _sizes(config: dict[str, Any]) -> list[int] | None:
+    found = [next((config[name] for name in names if name in config), None) for names in NAMES]
+    sizes = [value for value in found if isinstance(value, int)]
+    return sizes if len(sizes) == len(NAMES) else None

@@ -1,0 +1,171 @@
+"""SFT and KL streams of chat data, and held-out rows by domain."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import lightning.pytorch as pl
+from torch.utils.data import DataLoader, Sampler
+from transformers import PreTrainedTokenizerBase
+
+from em.config.schema import DataConfig, KLConfig, SourceConfig, TrainerConfig
+from em.datamodules.rows import MicroBatch, Rows, batched
+from em.datamodules.sources import Example, SourceReport, read
+from em.datamodules.streams import MicroBatches, Stream, Windows
+from em.errors import DataError
+
+
+class ChatData(pl.LightningDataModule):
+    """Reads and encodes everything once; hands out micro-batches and held-out rows.
+
+    Args:
+        data, kl, trainer: the configuration of the run.
+        tokenizer: of the backbone.
+        seed: key of the order of examples; the held-out split is keyed by `data.split_seed` alone.
+        world_size: number of processes.
+
+    Raises:
+        DataError: a file or row is unusable, or a source is empty.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        kl: KLConfig,
+        trainer: TrainerConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        seed: int,
+        world_size: int = 1,
+    ):
+        super().__init__()
+        self.config, self.seed = data, seed
+        self.kl_everywhere = kl.positions == "all"
+        self.pad = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
+        self.reports: dict[str, list[SourceReport]] = {}
+        sft, sft_sizes = self._read("train", data.train, "train", tokenizer)
+        self.accumulate = data.batch_size // (data.micro_batch_size * world_size)
+        self.steps, total = self._length(len(sft), trainer)
+        stream = Stream(sft_sizes, _weights(data.train), seed, "sft")
+        windows = Windows(stream, sft, data.batch_size, total, data.length_buckets, seed, "sft-buckets")
+        self.sft: tuple[Windows, list[Example]] = (windows, sft)
+        self.kl: tuple[Windows, list[Example]] | None = None
+        if data.kl and kl.weight > 0:
+            rows, sizes = self._read("kl", data.kl, "train", tokenizer)
+            stream = Stream(sizes, _weights(data.kl), seed, "kl")
+            size = kl.batch_size or data.batch_size
+            windows = Windows(stream, rows, size, None, data.length_buckets, seed, "kl-buckets")
+            self.kl = (windows, rows)
+        self.domains: dict[str, list[Example]] = {}
+        for name, sources in data.domains.items():
+            rows, _ = self._read(f"domain {name}", sources, "held_out", tokenizer)
+            self.domains[name] = rows[: data.eval_limit]
+        self.training_domains = [name for name in data.domains if self._is_trained(name)]
+        self._check_disjoint(sft)
+
+    def _read(
+        self, use: str, sources: Sequence[SourceConfig], part: str, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[list[Example], list[int]]:
+        examples: list[Example] = []
+        sizes = []
+        for source in sources:
+            rows, report = read(source, self.config, tokenizer, source.part or part)
+            self.reports.setdefault(use, []).append(report)
+            examples += rows
+            sizes.append(len(rows))
+        return examples, sizes
+
+    def _length(self, examples: int, trainer: TrainerConfig) -> tuple[int, int | None]:
+        if trainer.max_steps is not None:
+            return trainer.max_steps, None
+        total = max(1, round((trainer.epochs or 1.0) * examples))
+        return math.ceil(total / self.config.batch_size), total
+
+    def _is_trained(self, domain: str) -> bool:
+        trained = {(source.path, source.hub) for source in self.config.train}
+        return any((source.path, source.hub) in trained for source in self.config.domains[domain])
+
+    def _check_disjoint(self, sft: list[Example]) -> None:
+        trained = {example.prompt for example in sft + (self.kl[1] if self.kl else [])}
+        for name, rows in self.domains.items():
+            shared = sum(example.prompt in trained for example in rows)
+            if shared:
+                raise DataError(
+                    f"data.domains.{name}: {shared} of its {len(rows)} prompts are trained on; leave `part` "
+                    "at its default so that held-out rows stay held out"
+                )
+
+    @property
+    def micro_batches(self) -> int:
+        return self.steps * self.accumulate
+
+    def train_dataloader(self) -> DataLoader[MicroBatch]:
+        trainer = self.trainer
+        assert trainer is not None
+        dataset = MicroBatches(
+            self.sft,
+            self.kl,
+            self.steps,
+            self.accumulate,
+            trainer.global_rank,
+            trainer.world_size,
+            self.kl_everywhere,
+            self.pad,
+        )
+        # Checkpoints are made between optimizer steps, so the step says how much was consumed.
+        return _ResumableLoader(dataset, lambda: trainer.global_step * self.accumulate)
+
+    def held_out(self, domains: Sequence[str], rank: int = 0, world_size: int = 1) -> Iterator[tuple[str, Rows]]:
+        """Batches of the held-out rows of some domains; each process gets its share."""
+        for name in domains:
+            share = range(rank, len(self.domains[name]), world_size)
+            for rows in batched(self.domains[name], 8, self.pad, share):
+                yield name, rows
+
+    def val_dataloader(self) -> DataLoader[Rows] | list[Any]:
+        trainer = self.trainer
+        assert trainer is not None
+        names = self.training_domains or list(self.domains)
+        batches = [rows for _, rows in self.held_out(names, trainer.global_rank, trainer.world_size)]
+        return DataLoader(_Listed(batches), batch_size=None)
+
+    def summary(self) -> dict[str, Any]:
+        """What was read, for the manifest: files, hashes, rows, tokens, skipped rows by reason."""
+        return {use: [asdict(report) for report in reports] for use, reports in self.reports.items()}
+
+
+class _ResumableLoader(DataLoader[MicroBatch]):
+    """Goes on after the batches that were consumed when its state was saved."""
+
+    def __init__(self, dataset: MicroBatches, consumed: Callable[[], int]):
+        self._from = _From(len(dataset))
+        self._consumed = consumed
+        super().__init__(dataset, batch_size=None, sampler=self._from)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"consumed": self._consumed()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._from.start = int(state["consumed"])
+
+
+class _From(Sampler[int]):
+    """Counts from `start`; its length stays the whole run's, which Lightning compares with all done."""
+
+    def __init__(self, end: int):
+        self.start, self._end = 0, end
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self._end))
+
+    def __len__(self) -> int:
+        return self._end
+
+
+class _Listed(list[Rows]):
+    """A list is a map-style dataset; the class only names it."""
+
+
+def _weights(sources: Sequence[SourceConfig]) -> list[float] | None:
+    weights = [source.weight for source in sources if source.weight is not None]
+    return weights if weights and len(weights) == len(sources) else None

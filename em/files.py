@@ -1,0 +1,54 @@
+"""Write files so that a crash or a full disk never leaves a damaged one."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from em.errors import RunError
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then move it there in one step.
+
+    Raises:
+        RunError: the file cannot be written; what stood at `path` before is untouched.
+    """
+    path = Path(path)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(scratch)
+        with scratch.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        os.replace(scratch, path)
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space or set runs_dir to "
+            "another disk, then run the same command again: it goes on from the last checkpoint"
+        ) from error
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomic UTF-8 text file."""
+    write_atomically(path, lambda scratch: _write_bytes(scratch, text.encode()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomic JSON file; NaN is refused, because JSON has none."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Atomic safetensors file."""
+    write_atomically(path, lambda scratch: _write_bytes(scratch, save(tensors, metadata)))
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)

@@ -1,0 +1,188 @@
+"""The contract of every change to a frozen backbone."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from em import hooks
+from em.backbone import Backbone
+from em.errors import AdapterError
+from em.files import write_json, write_tensors
+from em.interventions.update import Update
+
+RECORD = "em.json"
+WEIGHTS = "intervention.safetensors"
+
+
+class Intervention(ABC):
+    """A change to a backbone that can be switched off, rescaled, perturbed, saved and loaded.
+
+    Its parameters live in the backbone's module tree while it is attached, so that Lightning, DDP and
+    FSDP2 see them there. A subclass is one file in `em/interventions/`; its constructor takes the
+    options of the config as keywords and must not touch a model.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self) -> None:
+        self._backbone: Backbone | None = None
+
+    @property
+    def backbone(self) -> Backbone:
+        if self._backbone is None:
+            raise AdapterError(f"the {self.kind} is not attached to a backbone; call attach(backbone) first")
+        return self._backbone
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """The constructor options that rebuild this intervention."""
+
+    @abstractmethod
+    def attach(self, backbone: Backbone, seed: int = 0) -> None:
+        """Put the intervention into the backbone; random initial values are keyed by `seed`.
+
+        Raises:
+            AdapterError: a layer, module or width does not fit the backbone.
+        """
+
+    @abstractmethod
+    def detach(self) -> None:
+        """Take the intervention out; the backbone is again as it was before `attach`."""
+
+    @abstractmethod
+    def disabled(self) -> Any:
+        """Context: the backbone answers exactly as the reference; grads, modes, flags are untouched."""
+
+    @abstractmethod
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """The live parameters by name; names are stable across processes and runs."""
+
+    @abstractmethod
+    def update(self) -> Update:
+        """The effective update at this moment, detached copies (a collective under FSDP2)."""
+
+    @abstractmethod
+    def rescaled(self, factor: float) -> Any:
+        """Context: the update times `factor` (one factor for all modules); then restored bit for bit."""
+
+    @abstractmethod
+    def perturbed(self, epsilon: float, generator: torch.Generator) -> Any:
+        """Context: √(1−ε²)·x + ε·y with y ⟂ x, ‖y‖ = ‖x‖ in update space; then restored bit for bit.
+
+        Everything random comes from `generator`, so equal seeds give nested, comparable draws.
+        ε = 0 is the original itself.
+        """
+
+    @abstractmethod
+    def lowest_layer(self) -> int:
+        """The lowest layer this changes; hidden states that enter it are the reference's own."""
+
+    def norm(self) -> float:
+        """Frobenius norm of the effective update (vector: ‖v‖·scale)."""
+        return self.update().norm()
+
+    def gathered(self) -> dict[str, Tensor]:
+        """CPU copies of all parameters (a collective under FSDP2, so call it on every rank)."""
+        return {
+            name: hooks.plain(parameter.detach()).cpu().clone().contiguous()
+            for name, parameter in self.trainable_parameters().items()
+        }
+
+    @torch.no_grad()
+    def put(self, values: dict[str, Tensor], where: str = "given values") -> None:
+        """Copy values into the parameters.
+
+        Raises:
+            AdapterError: a parameter is missing, unknown or has another shape.
+        """
+        parameters = self.trainable_parameters()
+        if parameters.keys() != values.keys():
+            odd = sorted(parameters.keys() ^ values.keys())
+            raise AdapterError(f"{where}: does not match this {self.kind}: {', '.join(odd[:3])}")
+        for name, parameter in parameters.items():
+            if parameter.shape != values[name].shape:
+                raise AdapterError(
+                    f"{where}: {name} has shape {tuple(values[name].shape)}, but {self.backbone.name} needs "
+                    f"{tuple(parameter.shape)}"
+                )
+            parameter.copy_(values[name])
+
+    def save(self, folder: Path, write: bool = True) -> None:
+        """Write safetensors and a JSON record; every rank calls it, one with `write`.
+
+        Raises:
+            RunError: the folder cannot be written (for example a full disk).
+        """
+        values = self.gathered()
+        if write:
+            write_tensors(Path(folder) / WEIGHTS, values)
+            self.save_record(folder)
+
+    def save_record(self, folder: Path) -> None:
+        record = {"kind": self.kind, "options": self.options(), "backbone": self.backbone.describe()}
+        write_json(Path(folder) / RECORD, record)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote into this attached intervention.
+
+        Raises:
+            AdapterError: files are missing, damaged, or from another kind or backbone.
+        """
+        check_record(read_record(folder), self.kind, self.backbone, Path(folder))
+        self.put(read_tensors(Path(folder) / WEIGHTS), str(folder))
+
+    @contextmanager
+    def swapped(self, values: dict[str, Tensor]) -> Iterator[None]:
+        """Context: other values in some parameters; the originals come back bit for bit."""
+        parameters = self.trainable_parameters()
+        kept = {name: parameters[name].data for name in values}
+        try:
+            for name, value in values.items():
+                parameters[name].data = value.to(kept[name])
+            yield
+        finally:
+            for name, value in kept.items():
+                parameters[name].data = value
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file as CPU tensors."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{path}: cannot be read as safetensors ({error})") from error
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The JSON record beside an adapter's weights."""
+    path = Path(folder) / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise AdapterError(f"{folder}: no {RECORD}; this is not a folder that an intervention wrote") from error
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(record, dict) or not {"kind", "options", "backbone"} <= record.keys():
+        raise AdapterError(f"{path}: lacks kind, options or backbone")
+    return record
+
+
+def check_record(record: dict[str, Any], kind: str, backbone: Backbone, folder: Path) -> None:
+    """Refuse weights of another kind or from another backbone."""
+    if record["kind"] != kind:
+        raise AdapterError(f"{folder}: holds a {record['kind']}, not a {kind}")
+    own, theirs = backbone.describe(), record["backbone"]
+    if own["fingerprint"] != theirs.get("fingerprint"):
+        raise AdapterError(
+            f"{folder}: trained on {theirs.get('model')} (fingerprint {theirs.get('fingerprint')}, width "
+            f"{theirs.get('hidden_size')}), but the backbone here is {own['model']} (fingerprint "
+            f"{own['fingerprint']}, width {own['hidden_size']}); set backbone.model to the former"
+        )

@@ -1,0 +1,113 @@
+"""Progress with an estimate: a bar on a terminal, a line every few seconds elsewhere."""
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from types import TracebackType
+from typing import Self, TypeVar
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+SECONDS_BETWEEN_LINES = 15.0
+Item = TypeVar("Item")
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that talks and writes (before and after Lightning knows)."""
+    return all(int(os.environ.get(name, "0") or 0) == 0 for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+
+
+class Task:
+    """Shows how far a piece of work is and how long it will still take.
+
+    Args:
+        what: a few words; shown as plain text, never as markup.
+        total: units of work.
+        done: units that an earlier process did; they do not enter the estimate.
+    """
+
+    def __init__(self, what: str, total: int, done: int = 0):
+        self.what, self.total, self.done = what, total, done
+        self._first, self._began, self._said = done, time.monotonic(), time.monotonic()
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Self:
+        self._began = self._said = time.monotonic()
+        if not is_main_process():
+            return self
+        if console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[status]}"),
+            )
+            self._bar = Progress(*columns, console=console, transient=False)
+            self._id = self._bar.add_task(
+                escape(self.what), total=self.total, completed=self.done, status=""
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        elif is_main_process() and error is None:
+            console.print(f"{self.what}: done in {clock(time.monotonic() - self._began)}", markup=False)
+
+    def advance(self, amount: int = 1, status: str = "") -> None:
+        """Count work done; `status` is shown beside the estimate."""
+        self.done += amount
+        if not is_main_process():
+            return
+        if self._bar is not None:
+            self._bar.update(self._id, completed=self.done, status=escape(status))
+            return
+        now = time.monotonic()
+        if now - self._said >= SECONDS_BETWEEN_LINES:
+            self._said = now
+            console.print(
+                f"{self.what}: {self.done}/{self.total}, {clock(self.remaining())} left  {status}",
+                markup=False,
+            )
+
+    def remaining(self) -> float:
+        """Seconds left at the pace so far."""
+        pace = (time.monotonic() - self._began) / max(1, self.done - self._first)
+        return pace * max(0, self.total - self.done)
+
+
+def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
+    """Iterate with a progress display."""
+    known = len(items) if total is None and isinstance(items, Sized) else total
+    with Task(what, known or 0) as task:
+        for item in items:
+            yield item
+            task.advance()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def say(text: str) -> None:
+    """One plain line for the user, from the main process only; nothing in it is markup."""
+    if is_main_process():
+        console.print(text, markup=False)
+        sys.stderr.flush()

@@ -1,0 +1,281 @@
+"""The run directory: claim it, write it, read it back."""
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import yaml
+
+from em.backbone import Backbone
+from em.config import Config, build, check, to_dict, to_yaml
+from em.errors import ConfigError, RunError
+from em.files import write_json, write_text
+from em.loading import load_backbone
+from em.progress import is_main_process
+
+if TYPE_CHECKING:  # runs stands left of interventions; at run time they are built by name
+    from em.interventions.base import Intervention
+
+State = Literal["fresh", "resumable", "finished"]
+PACKAGES = ("torch", "lightning", "transformers", "peft", "torchmetrics", "wandb", "omegaconf", "numpy")
+# Keys that change where a run happens or is logged, but not what it computes.
+NEUTRAL = ("overwrite", "runs_dir", "wandb", "backbone.device", "trainer.checkpoint_every_n_steps")
+
+
+class RunDirectory:
+    """`runs/NAME/`: config.yaml, manifest.json, adapter/, metrics.jsonl, tables/, checkpoints/, log.txt.
+
+    Args:
+        path: the directory.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def table(self, name: str) -> Path:
+        return self.path / "tables" / f"{name}.json"
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest, empty when there is none yet.
+
+        Raises:
+            RunError: it cannot be read.
+        """
+        path = self.path / "manifest.json"
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: cannot be read ({error}); use another name=… or overwrite=true") from error
+        return value if isinstance(value, dict) else {}
+
+    def update_manifest(self, **values: Any) -> None:
+        """Merge values into the manifest (main process only)."""
+        if is_main_process():
+            write_json(self.path / "manifest.json", {**self.manifest(), **values})
+
+    def state(self, config: Config) -> State:
+        """Whether the directory is new, can be resumed, or is finished, for exactly this config.
+
+        Raises:
+            RunError: it holds another configuration's run, or files that are not a run's.
+        """
+        manifest = self.manifest()
+        if not manifest:
+            if self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir()):
+                raise RunError(f"{self.path} is not empty and not a run; choose another name=…")
+            return "fresh"
+        different = differences(manifest.get("config", {}), to_dict(config))
+        if different:
+            raise RunError(
+                f"{self.path} holds a run with another configuration: {'; '.join(different[:5])}; "
+                "choose another name=…, or overwrite=true to replace it"
+            )
+        return "finished" if manifest.get("status") == "finished" else "resumable"
+
+    def claim(self, config: Config) -> State:
+        """Make the directory this config's; what is there is kept unless `overwrite` is set.
+
+        Raises:
+            RunError: see `state`, or the directory cannot be written.
+        """
+        if config.overwrite and is_main_process() and self.manifest():
+            shutil.rmtree(self.path)
+        state = self.state(config)
+        if state == "fresh" and is_main_process():
+            write_text(self.path / "config.yaml", to_yaml(config))
+            self.update_manifest(
+                config=to_dict(config), status="running", started=_now(), seeds=_seeds(config), **_origin()
+            )
+        return state
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory: a second process on it is refused; a killed one leaves no lock behind."""
+        if not is_main_process():
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(f"{self.path} is in use by another process; wait, or use name=…") from error
+            yield
+
+    @contextmanager
+    def logged(self) -> Iterator[None]:
+        """Copy the log messages of `em` into log.txt."""
+        if not is_main_process():
+            yield
+            return
+        handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger = logging.getLogger("em")
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            handler.close()
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All logged rows: step, time and metrics."""
+        if not self.metrics.is_file():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line.strip()]
+
+    def read_table(self, name: str) -> Any:
+        """A table that a measurement wrote.
+
+        Raises:
+            RunError: there is none, or it cannot be read.
+        """
+        try:
+            return json.loads(self.table(name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.path}: table {name} cannot be read ({error})") from error
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run read back: the backbone with the trained intervention attached."""
+
+    directory: RunDirectory
+    config: Config
+    backbone: Backbone
+    intervention: "Intervention"
+    manifest: dict[str, Any]
+
+
+def load(path: Path | str, backbone: Backbone | None = None) -> LoadedRun:
+    """Rebuild the adapted model of a run directory.
+
+    Args:
+        path: the run directory.
+        backbone: use this one instead of loading the run's; it must have the same weights.
+
+    Raises:
+        RunError: the directory is no run or not trained to the end.
+        AdapterError: the adapter does not belong to the backbone.
+    """
+    directory = RunDirectory(path)
+    try:
+        raw = yaml.safe_load((directory.path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise RunError(f"{path}: no readable config.yaml; is this a run directory? ({error})") from error
+    manifest = directory.manifest()
+    if manifest.get("status") not in ("trained", "finished"):
+        raise RunError(f"{path}: its status is {manifest.get('status')!r}; run its training command to the end")
+    try:
+        config = check(raw, files=False)
+    except ConfigError as error:
+        raise RunError(f"{directory.path / 'config.yaml'}: {error}") from error
+    backbone = backbone or load_backbone(config.backbone)
+    intervention: Intervention = build(config.intervention, "interventions")
+    intervention.attach(backbone, config.seed)
+    intervention.load(directory.adapter)
+    return LoadedRun(directory, config, backbone, intervention, manifest)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Keys whose values differ in a way that changes what a run computes, as `key: old → new`."""
+    a, b = _flat(old), _flat(new)
+    keys = sorted(
+        key
+        for key in a.keys() | b.keys()
+        if a.get(key) != b.get(key) and not any(key == n or key.startswith(n + ".") for n in NEUTRAL)
+    )
+    return [f"{key}: {a.get(key)!r} → {b.get(key)!r}" for key in keys]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _seeds(config: Config) -> dict[str, int]:
+    return {"seed": config.seed, "split_seed": config.data.split_seed}
+
+
+def _origin() -> dict[str, Any]:
+    """Versions, code state and hardware; no environment variables and no host name."""
+    versions = {name: _version(name) for name in PACKAGES}
+    cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    hardware = {
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": cuda,
+    }
+    return {"python": platform.python_version(), "versions": versions, "git": _git(), "hardware": hardware}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    root = Path(__file__).parent.parent
+
+    def ask(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changes = ask("status", "--porcelain", "--untracked-files=no")
+        difference = hashlib.sha256(ask("diff", "HEAD").encode()).hexdigest()[:16] if changes else None
+        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(changes), "diff_sha256": difference}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+class Stopwatch:
+    """Wall time of a run over all its processes, carried in the manifest."""
+
+    def __init__(self, directory: RunDirectory):
+        self._before = float(directory.manifest().get("wall_seconds", 0.0))
+        self._began = time.monotonic()
+
+    def seconds(self) -> float:
+        return round(self._before + time.monotonic() - self._began, 2)
