@@ -9,7 +9,7 @@ from typing import Self, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 SECONDS_BETWEEN_LINES = 15.0
@@ -19,6 +19,43 @@ Item = TypeVar("Item")
 def is_main_process() -> bool:
     """Whether this process is the one that talks and writes (before and after Lightning knows)."""
     return all(int(os.environ.get(name, "0") or 0) == 0 for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+
+
+class _Bars:
+    """All live bars in one display, because a terminal can hold only one."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._open = 0
+
+    def add(self, what: str, total: int, done: int) -> TaskID:
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[status]}"),
+                console=console,
+            )
+            self._progress.start()
+        self._open += 1
+        return self._progress.add_task(escape(what), total=total, completed=done, status="")
+
+    def update(self, bar: TaskID, done: int, status: str) -> None:
+        if self._progress is not None:
+            self._progress.update(bar, completed=done, status=escape(status))
+
+    def close(self) -> None:
+        self._open -= 1
+        if self._open == 0 and self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+_bars = _Bars()
 
 
 class Task:
@@ -33,27 +70,12 @@ class Task:
     def __init__(self, what: str, total: int, done: int = 0):
         self.what, self.total, self.done = what, total, done
         self._first, self._began, self._said = done, time.monotonic(), time.monotonic()
-        self._bar: Progress | None = None
+        self._bar: TaskID | None = None
 
     def __enter__(self) -> Self:
         self._began = self._said = time.monotonic()
-        if not is_main_process():
-            return self
-        if console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[status]}"),
-            )
-            self._bar = Progress(*columns, console=console, transient=False)
-            self._id = self._bar.add_task(
-                escape(self.what), total=self.total, completed=self.done, status=""
-            )
-            self._bar.start()
+        if is_main_process() and console.is_terminal:
+            self._bar = _bars.add(self.what, self.total, self.done)
         return self
 
     def __exit__(
@@ -63,7 +85,7 @@ class Task:
         trace: TracebackType | None,
     ) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            _bars.close()
             self._bar = None
         elif is_main_process() and error is None:
             console.print(f"{self.what}: done in {clock(time.monotonic() - self._began)}", markup=False)
@@ -74,7 +96,7 @@ class Task:
         if not is_main_process():
             return
         if self._bar is not None:
-            self._bar.update(self._id, completed=self.done, status=escape(status))
+            _bars.update(self._bar, self.done, status)
             return
         now = time.monotonic()
         if now - self._said >= SECONDS_BETWEEN_LINES:

@@ -6,6 +6,7 @@ from typing import Any, get_type_hints
 
 from em.config.build import NAMING, resolve
 from em.config.facts import ModelFacts
+from em.config.machine import MACHINE_RULES
 from em.config.rules import RULES
 from em.config.schema import Component, Config
 from em.config.signature import signature
@@ -13,7 +14,7 @@ from em.config.values import INVALID, Problems, convert, section, show
 from em.errors import ConfigError
 
 
-def check(raw: dict[str, Any], facts: ModelFacts | None = None) -> Config:
+def check(raw: dict[str, Any], facts: ModelFacts | None = None, *, files: bool = True) -> Config:
     """A typed configuration from a plain mapping.
 
     Components keep their form, with converted options; a callback gets its `kind` written out, and one
@@ -21,6 +22,8 @@ def check(raw: dict[str, Any], facts: ModelFacts | None = None) -> Config:
 
     Args:
         facts: sizes of the backbone, for rules such as the range of layers; None skips those.
+        files: also check what must be on this machine to train: data, models, packages, a W&B login. A
+            finished run is read without that, for its data may be gone.
 
     Raises:
         ConfigError: one line for each problem, of types and names as of rules across keys.
@@ -35,7 +38,7 @@ def check(raw: dict[str, Any], facts: ModelFacts | None = None) -> Config:
         config.intervention = Config().intervention
     config.callbacks = _callbacks(raw.get("callbacks"), problems)
     lines = list(problems.lines)
-    for rule in RULES:
+    for rule in (*RULES, *MACHINE_RULES) if files else RULES:
         # A rule that reads a key already reported judges its default, not what the user meant.
         lines += [line for line in rule(config, facts) if not problems.concern(line)]
     if lines:

@@ -1,13 +1,13 @@
 """From a YAML file and overrides to checked configurations: one experiment, or a suite of members."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -127,7 +127,9 @@ def _members(path: Path, raw: Any, overrides: list[Override]) -> dict[str, list[
     found = {str(member): [own] for member, own in raw.items() if own is not None}
     for text, part in overrides:
         given = part["members"]
-        for member, over in given.items() if isinstance(given, dict) else ():
+        if not isinstance(given, dict):
+            raise ConfigError(f"{text}: expected members.NAME.KEY=VALUE, or members.NAME=null")
+        for member, over in given.items():
             if str(member) not in found:
                 near = get_close_matches(str(member), found, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"members: {', '.join(found)}"
@@ -136,19 +138,20 @@ def _members(path: Path, raw: Any, overrides: list[Override]) -> dict[str, list[
                 del found[str(member)]
             else:
                 found[str(member)].append(over)
-    problems = [
-        f"members.{member}: expected a mapping, got {show(layer)}"
-        for member, layers in found.items()
-        for layer in layers
-        if not isinstance(layer, dict)
-    ]
-    named = [member for member, layers in found.items() if any("name" in layer for layer in layers)]
-    problems += [f"members.{member}.name: a member is named after its key; remove it" for member in named]
+    problems = [line for member, layers in found.items() for line in _member_problems(member, layers)]
     if not found:
         problems.append(f"{path}: members: none is left; a suite needs at least one")
     if problems:
         raise ConfigError(problems)
     return found
+
+
+def _member_problems(member: str, layers: list[Any]) -> Iterator[str]:
+    for layer in layers:
+        if not isinstance(layer, dict):
+            yield f"members.{member}: expected a mapping, got {show(layer)}"
+        elif "name" in layer:
+            yield f"members.{member}.name: a member is named after its key; remove it"
 
 
 def _grouped(problems: dict[str, list[str]]) -> list[str]:

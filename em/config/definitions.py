@@ -5,7 +5,6 @@ import importlib.util
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
-from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from em.errors import ConfigError
@@ -67,29 +66,31 @@ def read(module: str) -> Source:
     Raises:
         ConfigError: the module does not exist, has no Python source or cannot be parsed.
     """
-    spec = _spec(module)
-    if not spec.origin or not spec.origin.endswith(".py"):
-        raise ConfigError(f"{module} has no Python source to read options from")
-    path = Path(spec.origin)
-    package = module if spec.submodule_search_locations is not None else module.rpartition(".")[0]
+    path = _file(module)
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     return _parse(module, package, path, path.stat().st_mtime_ns)
 
 
-def _spec(module: str) -> ModuleSpec:
-    # importlib.util.find_spec("lightning.pytorch") would import lightning, and with it torch.
-    parts = module.split(".")
+def _file(module: str) -> Path:
+    # importlib.util.find_spec("lightning.pytorch") would import lightning, and with it torch; so the
+    # import system is asked for the top-level package only, and folders for the rest.
+    top, *rest = module.split(".")
     try:
-        spec = importlib.util.find_spec(parts[0]) if parts[0] else None
+        spec = importlib.util.find_spec(top) if top else None
     except ValueError:  # a module without a spec, such as __main__ of a script
         spec = None
-    for index in range(1, len(parts)):
-        if spec is None or spec.submodule_search_locations is None:
-            break
-        name = ".".join(parts[: index + 1])
-        spec = PathFinder.find_spec(name, list(spec.submodule_search_locations))
-    if spec is None or spec.name != module:
+    if spec is None:
         raise ConfigError(f"no module {module!r}")
-    return spec
+    if not rest:
+        if not spec.origin or not spec.origin.endswith(".py"):
+            raise ConfigError(f"{module} has no Python source to read options from")
+        return Path(spec.origin)
+    for location in spec.submodule_search_locations or ():
+        stem = Path(location).joinpath(*rest)
+        for path in (stem / "__init__.py", stem.with_name(f"{stem.name}.py")):
+            if all(rest) and path.is_file():
+                return path
+    raise ConfigError(f"no module {module!r}")
 
 
 @lru_cache(maxsize=512)

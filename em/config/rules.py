@@ -7,7 +7,6 @@ from typing import Any
 
 from em.config.data_files import source_lists
 from em.config.facts import ModelFacts
-from em.config.machine import MACHINE_RULES
 from em.config.schema import Component, Config
 
 Rule = Callable[[Config, ModelFacts | None], Iterator[str]]
@@ -203,5 +202,4 @@ RULES: tuple[Rule, ...] = (
     reference,
     layers,
     intervals,
-    *MACHINE_RULES,
 )

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -92,7 +92,9 @@ def _renamed(base: dict[str, Any], over: dict[str, Any]) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    return str(error).split("\n")[0]
+    """An error of OmegaConf or PyYAML without its context, which names their own types."""
+    line = str(error).split("\n")[0]
+    return line.removeprefix("KeyError raised while resolving interpolation: ").strip('"')
 
 
 def _hint_siblings(target: Path) -> str:

@@ -67,6 +67,7 @@ class SFTModule(pl.LightningModule):
         self._reference = [reference] if reference is not None else []
         self._sums = torch.zeros(4, dtype=torch.float64)
         self._since: tuple[float, float] = (time.perf_counter(), 0.0)
+        self._timed = (0.0, 0.0)  # tokens and seconds of optimizer steps, measurements left out
         self.step_metrics: dict[str, float] = {}
         self.tokens_seen = 0
         self.held_out_nll, self.held_out_tokens = SumMetric(), SumMetric()
@@ -196,7 +197,9 @@ class SFTModule(pl.LightningModule):
             return
         now, before = time.perf_counter(), self._since
         metrics = dict(self.step_metrics)
-        metrics["train/tokens_per_second"] = (self.tokens_seen - before[1]) / max(1e-9, now - before[0])
+        tokens, seconds = self.tokens_seen - before[1], max(1e-9, now - before[0])
+        metrics["train/tokens_per_second"] = tokens / seconds
+        self._timed = (self._timed[0] + tokens, self._timed[1] + seconds)
         self._since = (now, float(self.tokens_seen))
         self.step_metrics = metrics
         step, every = self.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -204,6 +207,11 @@ class SFTModule(pl.LightningModule):
             metrics["train/norm"] = self.intervention.norm()
             for logger in self.loggers:
                 logger.log_metrics(metrics, step)
+
+    @property
+    def mean_tokens_per_second(self) -> float:
+        """Tokens (padding not counted) per second of training, over all steps so far."""
+        return self._timed[0] / self._timed[1] if self._timed[1] else 0.0
 
     def restart_clock(self) -> None:
         """Leave time that was not spent on training out of the throughput."""
@@ -261,7 +269,10 @@ class SFTModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["em_tokens_seen"] = self.tokens_seen
+        checkpoint["em_timed"] = list(self._timed)
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         self.tokens_seen = int(checkpoint["em_tokens_seen"])
+        tokens, seconds = checkpoint["em_timed"]
+        self._timed = (tokens, seconds)
         self.restart_clock()

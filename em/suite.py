@@ -1,0 +1,145 @@
+"""Several experiments from one file, side by side."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from em.backbone import Backbone
+from em.config import Config, Suite
+from em.errors import EmError, RunError
+from em.experiment import run_directory, train, world_size
+from em.files import write_json
+from em.loading import load_backbone
+from em.progress import is_main_process, say
+from em.runs import RunDirectory
+
+logger = logging.getLogger("em")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one member: its run, or the error that ended it."""
+
+    name: str
+    run: RunDirectory
+    error: str | None = None
+
+
+def run_suite(suite: Suite, conf: Path, overrides: Sequence[str]) -> list[Outcome]:
+    """Train the members one after another; finished ones are skipped, a failed one stops no other.
+
+    One process trains them on one backbone in memory. With several processes each member gets its own
+    command, because Lightning starts the other processes by running the command again.
+
+    Raises:
+        Interrupted, KeyboardInterrupt: at once; the same command goes on.
+    """
+    outcomes = []
+    shared: dict[str, Backbone] = {}
+    for number, (name, config) in enumerate(suite.members.items(), 1):
+        say(f"[{number}/{len(suite.members)}] {config.name}")
+        run = run_directory(config)
+        try:
+            if world_size(config) > 1:
+                _in_own_process(conf, name, overrides)
+            else:
+                train(config, _backbone(config, run, shared))
+            outcomes.append(Outcome(name, run))
+        except EmError as error:
+            if hasattr(error, "signal_number"):
+                raise
+            say(f"{config.name} failed: {error}")
+            outcomes.append(Outcome(name, run, str(error)))
+    return outcomes
+
+
+def _backbone(config: Config, run: RunDirectory, shared: dict[str, Backbone]) -> Backbone | None:
+    if run.manifest().get("status") == "finished" and not config.overwrite:
+        return None
+    key = repr(config.backbone)
+    if key not in shared:
+        shared.clear()  # members with different backbones do not need both in memory
+        say(f"loading {config.backbone.model}")
+        shared[key] = load_backbone(config.backbone)
+    return shared[key]
+
+
+def _in_own_process(conf: Path, member: str, overrides: Sequence[str]) -> None:
+    command = [sys.executable, sys.argv[0], str(conf), *overrides, f"--member={member}"]
+    status = subprocess.run(command, env=os.environ.copy(), check=False).returncode
+    if status:
+        raise RunError(f"its process ended with status {status}; its own messages are above")
+
+
+def comparison(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The members' tables side by side, as plain data."""
+    members: dict[str, Any] = {}
+    for outcome in outcomes:
+        if outcome.error is not None:
+            members[outcome.name] = {"run": str(outcome.run.path), "error": outcome.error}
+            continue
+        manifest = outcome.run.manifest()
+        has_table = outcome.run.table("domains").is_file()
+        domains = outcome.run.read_table("domains")["domains"] if has_table else []
+        members[outcome.name] = {
+            "run": str(outcome.run.path),
+            "norm": manifest.get("norm"),
+            "tokens_per_second": manifest.get("tokens_per_second"),
+            "wall_seconds": manifest.get("wall_seconds"),
+            "domains": [{k: v for k, v in row.items() if k != "rows"} for row in domains],
+        }
+    return {"members": members}
+
+
+def write_comparison(folder: Path, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Write comparison.json into the suite's folder."""
+    compared = comparison(outcomes)
+    if is_main_process():
+        write_json(folder / "comparison.json", compared)
+    return compared
+
+
+def show(compared: dict[str, Any], console: Console | None = None) -> None:
+    """Print the comparison: a row per domain, columns per member."""
+    if not is_main_process():
+        return
+    console = console or Console(highlight=False)
+    good = {name: member for name, member in compared["members"].items() if "error" not in member}
+    table = Table(title="SFT loss and KL on held-out answers, nats per token (95% interval over prompts)")
+    table.add_column("domain")
+    for name in good:
+        table.add_column(f"{escape(name)}\nloss before → after", justify="right")
+        table.add_column("shift", justify="right")
+        table.add_column("KL", justify="right")
+    rows = next((member["domains"] for member in good.values() if member["domains"]), [])
+    for row in sorted(rows, key=lambda row: not row["training"]):
+        cells = [f"{escape(row['domain'])}{' (training)' if row['training'] else ''}"]
+        for member in good.values():
+            cells += _cells(member["domains"], row["domain"])
+        table.add_row(*cells)
+    if rows:
+        console.print(table)
+    for name, member in compared["members"].items():
+        if "error" in member:
+            console.print(f"{name}: failed: {member['error']}", markup=False)
+        else:
+            numbers = f"norm {member['norm']:.3f}, {member['tokens_per_second']:.0f} tokens/s"
+            console.print(f"{name}: {numbers}, {member['run']}", markup=False)
+
+
+def _cells(domains: list[dict[str, Any]], domain: str) -> list[str]:
+    row = next((row for row in domains if row["domain"] == domain), None)
+    if row is None:
+        return ["–", "–", "–"]
+    low, high = row["shift_interval"]
+    loss = f"{row['loss_reference']:.3f} → {row['loss']:.3f}"
+    return [loss, f"{row['shift']:+.3f} [{low:+.3f}, {high:+.3f}]", f"{row['kl']:.4f}"]

@@ -1,0 +1,56 @@
+"""Train one experiment or a suite: python train.py conf/x.yaml key=value …"""
+
+import sys
+from pathlib import Path
+
+from em.config import Suite, load
+from em.errors import EmError
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stderr.write("usage: python train.py CONF.yaml [key=value …] [--member=NAME]\n")
+        return 0 if arguments else 2
+    conf = Path(arguments[0])
+    member = next((text.split("=", 1)[1] for text in arguments[1:] if text.startswith("--member=")), None)
+    overrides = [text for text in arguments[1:] if not text.startswith("--member=")]
+    try:
+        loaded = load(conf, overrides)  # every configuration error, before anything heavy is imported
+        return run(loaded, conf, overrides, member)
+    except EmError as error:
+        sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
+        if hasattr(error, "signal_number"):
+            sys.stderr.write("Run the same command to go on.\n")
+            return 128 + int(error.signal_number)
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted. Run the same command to go on from the last checkpoint.\n")
+        return 130
+
+
+def run(loaded: object, conf: Path, overrides: list[str], member: str | None) -> int:
+    from em.config import Experiment
+    from em.experiment import train
+    from em.quiet import quiet
+    from em.suite import Outcome, run_suite, show, write_comparison
+
+    quiet()
+    if isinstance(loaded, Suite) and member is None:
+        outcomes = run_suite(loaded, conf, overrides)
+        first = next(iter(loaded.members.values()))
+        show(write_comparison(Path(first.runs_dir) / loaded.name, outcomes))
+        return int(any(outcome.error for outcome in outcomes))
+    if isinstance(loaded, Suite):
+        if member not in loaded.members:
+            raise EmError(f"--member={member}: {conf} has {', '.join(loaded.members)}")
+        config = loaded.members[str(member)]
+    else:
+        assert isinstance(loaded, Experiment)
+        config = loaded.config
+    directory = train(config)
+    show(write_comparison(directory.path, [Outcome(config.name, directory)]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
