@@ -29,9 +29,10 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     transformers_logging.disable_progress_bar()
     source = _resolve(config.model)
     dtype: Any = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
+    attention = None if config.attention == "auto" else config.attention
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            source, revision=config.revision, dtype=dtype, attn_implementation=config.attention
+            source, revision=config.revision, dtype=dtype, attn_implementation=attention
         )
         tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision)
     except (OSError, ValueError, ImportError, KeyError) as error:

@@ -18,7 +18,7 @@ class BackboneConfig:
     revision: str | None = None  # hub revision
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; only for a single process
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     gradient_checkpointing: bool = False
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from em.chat import Encoded, encode
+from em.config.data_files import DATA_VARIABLE, find, places
 from em.config.schema import DataConfig, SourceConfig
 from em.errors import DataError
 
@@ -47,18 +48,16 @@ class SourceReport:
 
 
 def locate(path: str, root: str | None) -> Path:
-    """A data file, looked up as given, in `root`, then in the folder that EM_DATA names.
+    """A data file, below `root` or else EM_DATA, or in the working directory.
 
     Raises:
         DataError: it is in none of them.
     """
-    folders = [Path(folder) for folder in (root, os.environ.get("EM_DATA")) if folder]
-    for candidate in [Path(path), *(folder / path for folder in folders)]:
-        if candidate.is_file():
-            return candidate
-    hint = "" if os.environ.get("EM_DATA") else "; EM_DATA is not set: point it at your data folder"
-    places = ", ".join(str(place) for place in [Path.cwd(), *folders])
-    raise DataError(f"no data file {path} (looked in {places}){hint}")
+    found = find(path, root)
+    if found is not None:
+        return found
+    hint = "" if os.environ.get(DATA_VARIABLE) else f"; {DATA_VARIABLE} is not set: point it at your data folder"
+    raise DataError(f"no data file {path} (looked for {', '.join(map(str, places(path, root)))}){hint}")
 
 
 def read(
