@@ -182,6 +182,7 @@ def fit(experiment: Experiment, trainer: pl.Trainer, resume: bool) -> None:
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*was not configured in `init`.*")
         checkpoint = str(experiment.run.checkpoint) if resume else None
+        experiment.module.train()
         trainer.fit(experiment.module, datamodule=experiment.data, ckpt_path=checkpoint)
     if trainer.interrupted:
         raise KeyboardInterrupt
