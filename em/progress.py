@@ -8,10 +8,9 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 SECONDS_BETWEEN_LINES = 15.0
 Item = TypeVar("Item")
 
@@ -31,22 +30,22 @@ class _Bars:
     def add(self, what: str, total: int, done: int) -> TaskID:
         if self._progress is None:
             self._progress = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 TextColumn("{task.completed:.0f}/{task.total:.0f}"),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[status]}"),
+                TextColumn("{task.fields[status]}", markup=False),
                 console=console,
             )
             self._progress.start()
         self._open += 1
-        return self._progress.add_task(escape(what), total=total, completed=done, status="")
+        return self._progress.add_task(what, total=total, completed=done, status="")
 
     def update(self, bar: TaskID, done: int, status: str) -> None:
         if self._progress is not None:
-            self._progress.update(bar, completed=done, status=escape(status))
+            self._progress.update(bar, completed=done, status=status)
 
     def close(self) -> None:
         self._open -= 1

@@ -1,5 +1,6 @@
 """A tiny random chat model and tiny data, so that unit tests are exact and take milliseconds."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from transformers import AutoModelForCausalLM, CONFIG_MAPPING
 
 from em.backbone import Backbone
 from em.interventions.base import Intervention
-from tests.tokenizers import tiny_tokenizer
+from tests.tokenizers import tiny_tokenizer as trained_tokenizer
 
+tiny_tokenizer = functools.cache(trained_tokenizer)
 FAMILIES = ["llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral"]
 
 

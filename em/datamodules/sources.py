@@ -4,6 +4,8 @@ import gzip
 import hashlib
 import json
 import os
+import re
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -36,12 +38,14 @@ class Example:
 
 @dataclass
 class SourceReport:
-    """What became of the rows of one source."""
+    """What became of the rows of one source: rows = used + other_part + over_limit + all skipped."""
 
     source: str
     sha256: str | None
     rows: int = 0
     used: int = 0
+    other_part: int = 0  # on the other side of the held-out split
+    over_limit: int = 0  # after source.limit was reached
     tokens: int = 0
     answer_tokens: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
@@ -89,11 +93,12 @@ def read(
         prompt = next((str(m.get("content", "")) for m in messages if m.get("role") == "user"), "")
         if part == "all" or _held_out(prompt, data) == (part == "held_out"):
             wanted.append((prompt, where, messages))
-    wanted.sort(key=lambda item: _hash(data.split_seed, "order", item[0], item[1].rsplit(":", 1)[-1]))
+        else:
+            report.other_part += 1
+    wanted.sort(key=lambda item: _hash(data.split_seed, "order", item[0], _line(item[1])))
     examples = _encode_all(wanted, source, data, tokenizer, report)
     if not examples:
-        skipped = f"; skipped {report.skipped}" if report.skipped else ""
-        raise DataError(f"{name}: no usable rows in its {part} part ({report.rows} rows read{skipped})")
+        raise DataError(f"{name}: no usable rows in its {part} part ({_account(report)})")
     return examples, report
 
 
@@ -105,11 +110,12 @@ def _encode_all(
     report: SourceReport,
 ) -> list[Example]:
     examples: list[Example] = []
-    errors: list[str] = []
+    errors: list[tuple[int, str]] = []
     reasons: Counter[str] = Counter()
     for prompt, where, messages in wanted:
         full = source.limit is not None and len(examples) >= source.limit
         if full and not isinstance(messages, DataError):
+            report.over_limit += 1
             continue  # unreadable rows are still named or counted
         try:
             if isinstance(messages, DataError):
@@ -117,17 +123,18 @@ def _encode_all(
             on_long = "truncate" if data.on_long == "truncate" else "error"
             encoded = encode(tokenizer, messages, data.max_length, on_long, where)
         except DataError as error:
-            too_long = not isinstance(messages, DataError) and "max_length" in str(error)
+            problem = str(error).removeprefix(where)
+            too_long = not isinstance(messages, DataError) and "data.max_length" in problem
             if data.on_bad_row == "skip" or (too_long and data.on_long == "skip"):
-                reasons["longer than data.max_length" if too_long else _reason(str(error), where)] += 1
+                reasons["longer than data.max_length" if too_long else _reason(problem)] += 1
             else:
-                errors.append(str(error))
+                errors.append((_line(where), str(error)))
             continue
         examples.append(_example(encoded, where, prompt, source))
     if errors:
         more = f"\n… and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
         hint = "\nfix the rows, or set data.on_bad_row=skip (data.on_long=skip|truncate for long ones)"
-        raise DataError("\n".join(errors[:SHOWN]) + more + hint)
+        raise DataError("\n".join(text for _, text in sorted(errors)[:SHOWN]) + more + hint)
     report.used = len(examples)
     report.tokens = sum(len(example.ids) for example in examples)
     report.answer_tokens = sum(example.targets for example in examples)
@@ -139,16 +146,33 @@ def _example(encoded: Encoded, where: str, prompt: str, source: SourceConfig) ->
     return Example(encoded.ids, encoded.answer, where, prompt, source.answer or "")
 
 
-def _reason(message: str, where: str) -> str:
-    return message.removeprefix(where).lstrip(": ").split(";")[0].split("(")[0].strip()[:80]
+def _line(where: str) -> int:
+    return int(where.rpartition(":")[2])
+
+
+def _reason(problem: str) -> str:
+    """The problem without what differs from row to row: its turn, details and the fix."""
+    general = re.sub(r"^turn \d+ \(\w+\): ", "", problem.lstrip(": "))
+    return re.split(r"[;(:]", general)[0].strip()[:80]
+
+
+def _account(report: SourceReport) -> str:
+    """Where the rows of a source went that gave nothing, and what to change."""
+    skipped = f"; skipped {report.skipped}" if report.skipped else ""
+    other = f", {report.other_part} in the other part" if report.other_part else ""
+    fix = "; add rows or change data.held_out" if report.other_part else ""
+    return f"{report.rows} rows read{other}{skipped}{fix}"
 
 
 def _rows(source: SourceConfig, data: DataConfig) -> tuple[Iterator[tuple[str, Any]], SourceReport]:
     if source.hub is not None:
         return _hub_rows(source), SourceReport(f"hub:{source.hub}:{source.split}", None)
     path = locate(str(source.path), data.root)
-    report = SourceReport(str(source.path), hashlib.sha256(path.read_bytes()).hexdigest())
-    return _file_rows(path), report
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    return _file_rows(path), SourceReport(str(source.path), digest)
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -159,7 +183,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 if line.strip():
                     where = f"{path.name}:{number}"
                     yield where, _parse(line, where)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error}); is it complete, and gzip if it ends in .gz?") from error
 
 
@@ -168,6 +192,8 @@ def _parse(line: bytes, where: str) -> Any:
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return DataError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})")
+    except RecursionError:
+        return DataError(f"{where}: not JSON that can be read (nested too deeply)")
     except ValueError as error:
         return DataError(f"{where}: not JSON ({error})")
 
@@ -192,7 +218,7 @@ def _messages(row: Any, source: SourceConfig, where: str) -> list[dict[str, Any]
     if source.answer is not None:
         missing = [key for key in ("prompt", source.answer) if not isinstance(row.get(key), str)]
         if missing:
-            raise DataError(f"{where}: a paired row (answer: {source.answer}) lacks the text {missing[0]!r}")
+            raise DataError(f"{where}: lacks the text {missing[0]!r} of a paired row (answer: {source.answer})")
         messages = [
             {"role": "user", "content": row["prompt"]},
             {"role": "assistant", "content": row[source.answer]},
@@ -214,4 +240,6 @@ def _held_out(prompt: str, data: DataConfig) -> bool:
 
 
 def _hash(*key: int | str) -> int:
-    return int.from_bytes(hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()[:8], "big")
+    # surrogatepass: JSON may hold half a surrogate pair; `encode` names such a row.
+    text = "\x1f".join(map(str, key)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")

@@ -1,5 +1,6 @@
 """The effective weight or activation update of an intervention, kept in factors so that it stays small."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,10 +23,8 @@ class Update:
 
     def inner(self, other: "Update") -> float:
         """Frobenius inner product of the two updates, accumulated in float64."""
-        total = 0.0
-        for name in self.parts.keys() & other.parts.keys():
-            total += _inner(self.parts[name], other.parts[name])
-        return total
+        shared = [name for name in self.parts if name in other.parts]  # a set would have no fixed order
+        return math.fsum(_inner(self.parts[name], other.parts[name]) for name in shared)
 
     def norm(self) -> float:
         """Frobenius norm of the whole update."""
