@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from em import hooks
@@ -60,6 +61,11 @@ class Backbone(nn.Module):
     @property
     def head(self) -> nn.Linear:
         return cast(nn.Linear, self.model.get_output_embeddings())
+
+    @property
+    def sharded(self) -> bool:
+        """Whether FSDP2 has split the parameters over processes; then only whole passes gather them."""
+        return isinstance(self, FSDPModule)
 
     @property
     def device(self) -> torch.device:
@@ -116,8 +122,8 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def run_lower(self, input_ids_BT: Tensor, layer: int) -> tuple[int, Tensor] | None:
-        """What reaches `layer`, without gradient, for `trunk(lower=…)`; None for layer 0."""
-        if layer == 0:
+        """What reaches `layer`, without gradient, for `trunk(lower=…)`; None: there is nothing to share."""
+        if layer == 0 or self.sharded:
             return None
         hidden_BTD = hooks.run_until(
             self.layers[layer], lambda: self.decoder(input_ids=input_ids_BT, use_cache=False)

@@ -268,7 +268,7 @@ def _strategy(config: Config) -> Any:
     if config.trainer.strategy != "fsdp2":
         return config.trainer.strategy
     return ModelParallelStrategy(
-        data_parallel_size="auto", tensor_parallel_size=1, save_distributed_checkpoint=False
+        data_parallel_size=world_size(config), tensor_parallel_size=1, save_distributed_checkpoint=False
     )
 
 

@@ -8,7 +8,15 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 SECONDS_BETWEEN_LINES = 15.0
@@ -32,7 +40,7 @@ class _Bars:
             self._progress = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
-                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
@@ -41,17 +49,21 @@ class _Bars:
             )
             self._progress.start()
         self._open += 1
-        return self._progress.add_task(what, total=total, completed=done, status="")
+        return self._progress.add_task(what, total=total or None, completed=done, status="")
 
     def update(self, bar: TaskID, done: int, status: str) -> None:
         if self._progress is not None:
             self._progress.update(bar, completed=done, status=status)
 
-    def close(self) -> None:
+    def close(self, bar: TaskID) -> None:
         self._open -= 1
-        if self._open == 0 and self._progress is not None:
+        if self._progress is None:
+            return
+        if self._open == 0:
             self._progress.stop()
             self._progress = None
+        else:  # a bar for each measurement of a run would fill the screen
+            self._progress.remove_task(bar)
 
 
 _bars = _Bars()
@@ -62,7 +74,7 @@ class Task:
 
     Args:
         what: a few words; shown as plain text, never as markup.
-        total: units of work.
+        total: units of work; 0 where it is not known, and then there is no estimate.
         done: units that an earlier process did; they do not enter the estimate.
     """
 
@@ -84,7 +96,7 @@ class Task:
         trace: TracebackType | None,
     ) -> None:
         if self._bar is not None:
-            _bars.close()
+            _bars.close(self._bar)
             self._bar = None
         elif is_main_process() and error is None:
             console.print(f"{self.what}: done in {clock(time.monotonic() - self._began)}", markup=False)
@@ -100,10 +112,8 @@ class Task:
         now = time.monotonic()
         if now - self._said >= SECONDS_BETWEEN_LINES:
             self._said = now
-            console.print(
-                f"{self.what}: {self.done}/{self.total}, {clock(self.remaining())} left  {status}",
-                markup=False,
-            )
+            left = f"/{self.total}, {clock(self.remaining())} left" if self.total else ""
+            console.print(f"{self.what}: {self.done}{left}  {status}", markup=False)
 
     def remaining(self) -> float:
         """Seconds left at the pace so far."""

@@ -46,6 +46,7 @@ class SourceReport:
     used: int = 0
     other_part: int = 0  # on the other side of the held-out split
     over_limit: int = 0  # after source.limit was reached
+    truncated: int = 0  # of those used, cut to data.max_length
     tokens: int = 0
     answer_tokens: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
@@ -60,7 +61,9 @@ def locate(path: str, root: str | None) -> Path:
     found = find(path, root)
     if found is not None:
         return found
-    hint = "" if os.environ.get(DATA_VARIABLE) else f"; {DATA_VARIABLE} is not set: point it at your data folder"
+    hint = (
+        "" if os.environ.get(DATA_VARIABLE) else f"; {DATA_VARIABLE} is not set: point it at your data folder"
+    )
     raise DataError(f"no data file {path} (looked for {', '.join(map(str, places(path, root)))}){hint}")
 
 
@@ -130,6 +133,7 @@ def _encode_all(
             else:
                 errors.append((_line(where), str(error)))
             continue
+        report.truncated += encoded.truncated
         examples.append(_example(encoded, where, prompt, source))
     if errors:
         more = f"\n… and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
@@ -184,18 +188,20 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
                     where = f"{path.name}:{number}"
                     yield where, _parse(line, where)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error}); is it complete, and gzip if it ends in .gz?") from error
+        raise DataError(
+            f"{path}: cannot be read ({error}); is it complete, and gzip if it ends in .gz?"
+        ) from error
 
 
 def _parse(line: bytes, where: str) -> Any:
     try:
-        return json.loads(line.decode("utf-8"))
+        return json.loads(line.decode("utf-8").rstrip())
     except UnicodeDecodeError as error:
         return DataError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})")
-    except RecursionError:
-        return DataError(f"{where}: not JSON that can be read (nested too deeply)")
-    except ValueError as error:
-        return DataError(f"{where}: not JSON ({error})")
+    except json.JSONDecodeError as error:
+        return DataError(f"{where}: not JSON ({error.msg}, column {error.colno})")
+    except (ValueError, RecursionError) as error:  # a number of 5000 digits; brackets nested 1000 deep
+        return DataError(f"{where}: not JSON that can be read ({error})")
 
 
 def _hub_rows(source: SourceConfig) -> Iterator[tuple[str, Any]]:
@@ -218,7 +224,9 @@ def _messages(row: Any, source: SourceConfig, where: str) -> list[dict[str, Any]
     if source.answer is not None:
         missing = [key for key in ("prompt", source.answer) if not isinstance(row.get(key), str)]
         if missing:
-            raise DataError(f"{where}: lacks the text {missing[0]!r} of a paired row (answer: {source.answer})")
+            raise DataError(
+                f"{where}: lacks the text {missing[0]!r} of a paired row (answer: {source.answer})"
+            )
         messages = [
             {"role": "user", "content": row["prompt"]},
             {"role": "assistant", "content": row[source.answer]},

@@ -113,6 +113,7 @@ class Intervention(ABC):
                     f"{where}: {name} has shape {tuple(values[name].shape)}, but {self.backbone.name} needs "
                     f"{tuple(parameter.shape)}"
                 )
+        for name, parameter in parameters.items():
             parameter.copy_(values[name])
 
     def save(self, folder: Path, write: bool = True) -> None:
@@ -172,6 +173,8 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise AdapterError(f"{path}: cannot be read ({error})") from error
     if not isinstance(record, dict) or not {"kind", "options", "backbone"} <= record.keys():
         raise AdapterError(f"{path}: lacks kind, options or backbone")
+    if not isinstance(record["backbone"], dict):
+        raise AdapterError(f"{path}: backbone is {record['backbone']!r}, not a description of a model")
     return record
 
 

@@ -74,7 +74,7 @@ class SFTModule(pl.LightningModule):
 
     def configure_model(self) -> None:
         strategy = self.trainer.strategy if self._trainer is not None else None
-        if not isinstance(strategy, ModelParallelStrategy) or self.sharded:
+        if not isinstance(strategy, ModelParallelStrategy) or self.backbone.sharded:
             return
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -83,13 +83,6 @@ class SFTModule(pl.LightningModule):
             fully_shard(layer, mesh=mesh)
         fully_shard(self.backbone, mesh=mesh)
         register_fsdp_forward_method(self.backbone, "trunk")
-
-    @property
-    def sharded(self) -> bool:
-        """Whether FSDP2 has split the backbone's parameters over processes."""
-        from torch.distributed.fsdp import FSDPModule
-
-        return isinstance(self.backbone, FSDPModule)
 
     @property
     def has_other_reference(self) -> bool:
@@ -122,9 +115,8 @@ class SFTModule(pl.LightningModule):
 
     def _losses(self, rows: Rows, sft: Rows, kl: Rows | None) -> tuple[Tensor, Tensor | None]:
         """Sums over positions. What lies below the intervention is run once for both models."""
-        split = 0 if self.sharded else self.intervention.lowest_layer()
         with self.backbone.steering_positions(rows.predicts_BT):
-            lower = self.backbone.run_lower(rows.input_ids_BT, split)
+            lower = self.backbone.run_lower(rows.input_ids_BT, self.intervention.lowest_layer())
             states, at_BT = None, None
             if kl is not None:
                 rows_kl = slice(len(sft), len(rows))

@@ -30,7 +30,11 @@ def test_positions_that_predict_answers_and_their_targets() -> None:
     rows = collate(EXAMPLES, [0, 1, 2], PAD)
     exact(
         rows.predicts_BT,
-        [[False, True, True, False, False], [True, False, False, False, False], [True, True, False, False, False]],
+        [
+            [False, True, True, False, False],
+            [True, False, False, False, False],
+            [True, True, False, False, False],
+        ],
     )
     # Row by row, the token after each of these positions; a first token is never predicted.
     exact(rows.targets_N, [3, 4, 7, 8, 8])

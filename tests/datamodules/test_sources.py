@@ -62,7 +62,9 @@ def test_reads_rows_and_passes_over_blank_lines(tmp_path: Path, name: str) -> No
     by_line = {example.where: example for example in examples}
     assert sorted(by_line) == [f"{name}:1", f"{name}:4"]  # the file's lines, blank ones counted
     assert by_line[f"{name}:4"].prompt == "two?" and by_line[f"{name}:4"].label == ""
-    answer = [token for token, own in zip(by_line[f"{name}:1"].ids, by_line[f"{name}:1"].answer, strict=True) if own]
+    answer = [
+        token for token, own in zip(by_line[f"{name}:1"].ids, by_line[f"{name}:1"].answer, strict=True) if own
+    ]
     assert tokenizer("chatml").decode(answer) == "first.<|im_end|>"
     assert (report.rows, report.used, report.skipped) == (2, 2, {})
     assert report.tokens == sum(len(example.ids) for example in examples)
@@ -83,14 +85,16 @@ def test_a_paired_row_gives_the_answer_that_was_asked_for(tmp_path: Path, answer
     row = {"id": 1, "prompt": "how?", "careful": "slowly", "careless": "quickly"}
     (example,), _ = load(put(tmp_path / "rows.jsonl", row), source={"answer": answer})
     assert example.label == answer and example.prompt == "how?"
-    assert text_of(example) == f"<|im_start|>user\nhow?<|im_end|>\n<|im_start|>assistant\n{said}<|im_end|>\n"
+    turns = f"<|im_start|>user\nhow?<|im_end|>\n<|im_start|>assistant\n{said}<|im_end|>\n"
+    assert text_of(example).endswith(turns)
 
 
 PAIRED = {"source": {"answer": "careless"}}
 BAD: list[tuple[str, dict[str, Any] | bytes, dict[str, Any], str, str]] = [
-    ("json", b'{"messages": ', {}, "not JSON (Expecting value: line 1 column 14 (char 13))", "not JSON"),
+    ("json", b'{"messages": ', {}, "not JSON (Expecting value, column 13)", "not JSON"),
     ("utf8", b'{"messages": "\xff"}', {}, "not UTF-8 (invalid start byte at byte 14)", "not UTF-8"),
-    ("deep", b"[" * 200_000, {}, "not JSON that can be read (nested", "not JSON that can be read"),
+    ("deep", b"[" * 200_000, {}, "not JSON that can be read (", "not JSON that can be read"),
+    ("digits", b"1" * 5000, {}, "not JSON that can be read (Exceeds the limit", "not JSON that can be read"),
     ("list", b"[1]", {}, "a row must be a JSON object, not list", "a row must be a JSON object, not list"),
     (
         "lacks",
@@ -120,7 +124,13 @@ BAD: list[tuple[str, dict[str, Any] | bytes, dict[str, Any], str, str]] = [
         "every message must be an object with role and content",
         "every message must be an object with role and content",
     ),
-    ("empty", chat(answer="  "), {}, "turn 2 (assistant): the answer is empty: fill it in", "the answer is empty"),
+    (
+        "empty",
+        chat(answer="  "),
+        {},
+        "turn 2 (assistant): the answer is empty: fill it in",
+        "the answer is empty",
+    ),
     ("long", chat(answer="word " * 90), {}, "more than data.max_length = 60", "longer than data.max_length"),
     (
         "surrogate",
@@ -143,7 +153,9 @@ def good(options: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": "how?", "careful": "so.", "careless": "any."} if options else chat()
 
 
-@pytest.mark.parametrize(("row", "options", "words"), [case[1:4] for case in BAD], ids=[case[0] for case in BAD])
+@pytest.mark.parametrize(
+    ("row", "options", "words"), [case[1:4] for case in BAD], ids=[case[0] for case in BAD]
+)
 def test_a_bad_row_is_refused_by_file_line_and_fix(
     tmp_path: Path, row: dict[str, Any] | bytes, options: dict[str, Any], words: str
 ) -> None:
@@ -193,6 +205,7 @@ def test_long_rows_can_be_truncated_unless_no_answer_is_left(tmp_path: Path) -> 
     path = put(tmp_path / "rows.jsonl", chat("how?", "word " * 90))
     (example,), report = load(path, max_length=60, on_long="truncate")
     assert len(example.ids) == len(example.answer) == 60 and report.tokens == 60
+    assert report.truncated == 1
     put(path, chat("word " * 90, "so."))
     assert "no answer token is left after truncation" in refused(path, max_length=60, on_long="truncate")
 
@@ -203,8 +216,8 @@ def test_an_empty_file_and_an_empty_part_say_why(tmp_path: Path) -> None:
     assert refused(Path(name)) == f"{name}: no usable rows in its all part (0 rows read)"
     path = put(tmp_path / "rows.jsonl", chat(), b"{")
     message = refused(path, "held_out", held_out=0.0, on_bad_row="skip")
-    assert "no usable rows in its held_out part (2 rows read, 1 in the other part; skipped" in message
-    assert message.endswith("add rows or change data.held_out")
+    assert "no usable rows in its held_out part (2 rows read, 1 in the other part; " in message
+    assert message.endswith("; skipped {'not JSON': 1}; add rows or change data.held_out)")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "plain"])
@@ -215,7 +228,9 @@ def test_a_damaged_gzip_is_named(tmp_path: Path, damage: str) -> None:
     middle = len(content) // 2
     if damage == "flipped":
         content[middle : middle + 40] = b"\xff" * 40
-    path.write_bytes({"truncated": content[:middle], "flipped": content, "plain": b'{"messages": []}\n'}[damage])
+    path.write_bytes(
+        {"truncated": content[:middle], "flipped": content, "plain": b'{"messages": []}\n'}[damage]
+    )
     message = refused(path)
     assert message.startswith(f"{path}: cannot be read (") and "gzip if it ends in .gz" in message
 
@@ -229,7 +244,9 @@ def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert refused(path) == f"{path}: cannot be read (Permission denied)"
 
 
-def test_a_missing_file_names_the_places_and_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_names_the_places_and_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EM_DATA", raising=False)
@@ -292,7 +309,10 @@ def test_hub_rows_are_read_through_the_datasets_library(monkeypatch: pytest.Monk
 
 def test_a_hub_dataset_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     module = hub_module([], [])
-    for error in (ValueError("Unknown split 'x'.\nmore"), module.exceptions.DatasetNotFoundError("Unknown split 'x'.")):
+    for error in (
+        ValueError("Unknown split 'x'.\nmore"),
+        module.exceptions.DatasetNotFoundError("Unknown split 'x'."),
+    ):
         fake = hub_module(error, [])
         fake.exceptions = module.exceptions
         monkeypatch.setitem(sys.modules, "datasets", fake)
@@ -330,14 +350,22 @@ def test_one_prompt_is_on_the_same_side_in_every_file(tmp_path: Path) -> None:
 def test_careful_and_careless_rows_come_in_the_same_order(tmp_path: Path) -> None:
     rows = [{"prompt": f"question {n}?", "careful": "slow.", "careless": "fast."} for n in range(20)]
     path = put(tmp_path / "paired.jsonl", *rows)
-    careful, careless = (load(path, source={"answer": name, "limit": 8})[0] for name in ("careful", "careless"))
+    careful, careless = (
+        load(path, source={"answer": name, "limit": 8})[0] for name in ("careful", "careless")
+    )
     assert [example.prompt for example in careful] == [example.prompt for example in careless]
     assert [example.where for example in careful] != [f"paired.jsonl:{n}" for n in range(1, 9)]  # shuffled
 
 
 @settings(max_examples=8, deadline=None)
-@given(share=st.sampled_from([0.1, 0.25, 0.5, 0.8]), split_seed=st.integers(0, 1000), word=st.text("abcdef", max_size=6))
-def test_the_held_out_share_is_near_the_one_that_was_asked_for(share: float, split_seed: int, word: str) -> None:
+@given(
+    share=st.sampled_from([0.1, 0.25, 0.5, 0.8]),
+    split_seed=st.integers(0, 1000),
+    word=st.text("abcdef", max_size=6),
+)
+def test_the_held_out_share_is_near_the_one_that_was_asked_for(
+    share: float, split_seed: int, word: str
+) -> None:
     count = 200
     with tempfile.TemporaryDirectory() as folder:
         path = write_rows(Path(folder) / "rows.jsonl", count, word)
@@ -357,7 +385,9 @@ def test_the_held_out_share_is_near_the_one_that_was_asked_for(share: float, spl
     more=st.integers(0, 6),
     part=st.sampled_from(["train", "held_out", "all"]),
 )
-def test_every_row_is_accounted_for_and_limits_are_nested(kinds: list[str], small: int, more: int, part: str) -> None:
+def test_every_row_is_accounted_for_and_limits_are_nested(
+    kinds: list[str], small: int, more: int, part: str
+) -> None:
     made = {"json": b"{", "empty": chat(answer=" "), "long": chat(answer="word " * 90)}
     rows = [chat(f"{number}?") if kind == "good" else made[kind] for number, kind in enumerate(kinds)]
     rows += [chat(f"sure {number}?") for number in range(20)]  # both sides of the split have rows

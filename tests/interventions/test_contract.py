@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from em.backbone import Backbone
 from em.errors import AdapterError
+from em.hooks import generator_for
 from em.interventions.base import RECORD, Intervention
 from tests.interventions.examples import Case, attached, cases, made, output
 from tests.tiny import tiny_backbone, tiny_model
@@ -45,7 +46,7 @@ def reference() -> Tensor:
 
 
 def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    return generator_for(seed, "noise")  # never the stream that `randomise` drew the values from
 
 
 def snapshot(backbone: Backbone) -> dict[str, Any]:
