@@ -42,7 +42,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
         ) from error
     check_tokenizer(tokenizer)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     device = _device(config.device)
     return Backbone(model.to(device), tokenizer, config.model)
 

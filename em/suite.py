@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -109,25 +110,19 @@ def write_comparison(folder: Path, outcomes: Sequence[Outcome]) -> dict[str, Any
 
 
 def show(compared: dict[str, Any], console: Console | None = None) -> None:
-    """Print the comparison: a row per domain, columns per member."""
+    """Print the comparison: a row per domain, three columns per member."""
     if not is_main_process():
         return
     console = console or Console(highlight=False)
     good = {name: member for name, member in compared["members"].items() if "error" not in member}
-    table = Table(title="SFT loss and KL on held-out answers, nats per token (95% interval over prompts)")
-    table.add_column("domain")
-    for name in good:
-        table.add_column(f"{escape(name)}\nloss before → after", justify="right")
-        table.add_column("shift", justify="right")
-        table.add_column("KL", justify="right")
     rows = next((member["domains"] for member in good.values() if member["domains"]), [])
-    for row in sorted(rows, key=lambda row: not row["training"]):
-        cells = [f"{escape(row['domain'])}{' (training)' if row['training'] else ''}"]
-        for member in good.values():
-            cells += _cells(member["domains"], row["domain"])
-        table.add_row(*cells)
     if rows:
-        console.print(table)
+        console.print(_table(good, rows))
+        console.print(
+            "Held-out answers, nats per token. before: loss of the reference; after: of the adapted model;\n"
+            "shift: after − before, ± half a 95% interval over prompts; KL: KL(reference ‖ adapted).",
+            style="dim",
+        )
     for name, member in compared["members"].items():
         if "error" in member:
             console.print(f"{name}: failed: {member['error']}", markup=False)
@@ -136,10 +131,27 @@ def show(compared: dict[str, Any], console: Console | None = None) -> None:
             console.print(f"{name}: {numbers}, {member['run']}", markup=False)
 
 
+def _table(members: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
+    table.add_column("domain", no_wrap=True)
+    table.add_column("\nbefore", justify="right", no_wrap=True)
+    for name in members:
+        table.add_column(f"[bold]{escape(name)}[/bold]\nafter", justify="right", no_wrap=True)
+        table.add_column("\nshift", justify="right", no_wrap=True)
+        table.add_column("\nKL", justify="right", no_wrap=True)
+    for row in sorted(rows, key=lambda row: not row["training"]):
+        cells = [escape(row["domain"]) + (" *" if row["training"] else ""), f"{row['loss_reference']:.3f}"]
+        for member in members.values():
+            cells += _cells(member["domains"], row["domain"])
+        table.add_row(*cells)
+    table.caption = "* the training domain"
+    table.caption_justify = "left"
+    return table
+
+
 def _cells(domains: list[dict[str, Any]], domain: str) -> list[str]:
     row = next((row for row in domains if row["domain"] == domain), None)
     if row is None:
         return ["–", "–", "–"]
     low, high = row["shift_interval"]
-    loss = f"{row['loss_reference']:.3f} → {row['loss']:.3f}"
-    return [loss, f"{row['shift']:+.3f} [{low:+.3f}, {high:+.3f}]", f"{row['kl']:.4f}"]
+    return [f"{row['loss']:.3f}", f"{row['shift']:+.2f} ±{(high - low) / 2:.2f}", f"{row['kl']:.3f}"]

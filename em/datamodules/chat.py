@@ -115,7 +115,9 @@ class ChatData(pl.LightningDataModule):
         # Checkpoints are made between optimizer steps, so the step says how much was consumed.
         return _ResumableLoader(dataset, lambda: trainer.global_step * self.accumulate)
 
-    def held_out(self, domains: Sequence[str], rank: int = 0, world_size: int = 1) -> Iterator[tuple[str, Rows]]:
+    def held_out(
+        self, domains: Sequence[str], rank: int = 0, world_size: int = 1
+    ) -> Iterator[tuple[str, Rows]]:
         """Batches of the held-out rows of some domains; each process gets its share."""
         for name in domains:
             share = range(rank, len(self.domains[name]), world_size)
@@ -127,7 +129,7 @@ class ChatData(pl.LightningDataModule):
         assert trainer is not None
         names = self.training_domains or list(self.domains)
         batches = [rows for _, rows in self.held_out(names, trainer.global_rank, trainer.world_size)]
-        return DataLoader(_Listed(batches), batch_size=None)
+        return DataLoader(_Listed(batches), batch_size=None)  # type: ignore[arg-type]
 
     def summary(self) -> dict[str, Any]:
         """What was read, for the manifest: files, hashes, rows, tokens, skipped rows by reason."""

@@ -34,7 +34,7 @@ class Rows:
     def real_BT(self) -> Tensor:
         """True at tokens that are not padding."""
         positions = torch.arange(self.input_ids_BT.shape[1], device=self.length_B.device)
-        return (positions < self.length_B[:, None])
+        return (positions < self.length_B[:, None]) & (self.index_B >= 0)[:, None]
 
     @property
     def targets_N(self) -> Tensor:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from em.chat import Encoded, encode
 from em.config.data_files import DATA_VARIABLE, find, places
@@ -82,7 +82,7 @@ def read(
     """
     name = source.path or str(source.hub)
     rows, report = _rows(source, data)
-    wanted = []
+    wanted: list[tuple[str, str, Any]] = []
     for where, row in rows:
         report.rows += 1
         if isinstance(row, DataError):
@@ -123,7 +123,7 @@ def _encode_all(
         try:
             if isinstance(messages, DataError):
                 raise messages
-            on_long = "truncate" if data.on_long == "truncate" else "error"
+            on_long: Literal["error", "truncate"] = "truncate" if data.on_long == "truncate" else "error"
             encoded = encode(tokenizer, messages, data.max_length, on_long, where)
         except DataError as error:
             problem = str(error).removeprefix(where)

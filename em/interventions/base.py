@@ -85,6 +85,10 @@ class Intervention(ABC):
     def lowest_layer(self) -> int:
         """The lowest layer this changes; hidden states that enter it are the reference's own."""
 
+    def training_modules(self) -> list[nn.Module]:
+        """Modules that act in training mode only, such as dropout."""
+        return []
+
     def norm(self) -> float:
         """Frobenius norm of the effective update (vector: ‖v‖·scale)."""
         return self.update().norm()

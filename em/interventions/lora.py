@@ -152,6 +152,9 @@ class Lora(Intervention):
             parameters[f"{name}.lora_B"] = layer.lora_B[ADAPTER].weight
         return parameters
 
+    def training_modules(self) -> list[nn.Module]:
+        return [layer.lora_dropout[ADAPTER] for layer in self._targets.values()]
+
     def update(self) -> Update:
         parts = {}
         for name, layer in self._targets.items():

@@ -98,6 +98,15 @@ class SFTModule(pl.LightningModule):
             with self.intervention.disabled():
                 yield self.backbone
 
+    def on_train_start(self) -> None:
+        # Checkpointing and the adapter's dropout act in training mode only; the Trainer leaves modes as they
+        # are. The frozen model's own dropout stays off, or the reference would be random.
+        for module in [*self.backbone.layers, *self.intervention.training_modules()]:
+            module.training = True
+
+    def on_train_end(self) -> None:
+        self.backbone.eval()
+
     def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
         if batch.micro == 0:
             self._sums = torch.zeros(4, dtype=torch.float64)
@@ -110,6 +119,7 @@ class SFTModule(pl.LightningModule):
         if kl_sum is not None:
             loss = loss + weight * kl_sum / max(1, batch.kl_tokens) / self._reduction()
         self._record(batch, rows, sft_sum, kl_sum)
+        self.backbone.steer_BT = rows.predicts_BT  # checkpointed layers are run again in the backward pass
         # Lightning divides by `accumulate` and DDP/FSDP2 average over processes; both are undone here.
         return loss * self.accumulate * self.trainer.world_size
 
@@ -154,6 +164,9 @@ class SFTModule(pl.LightningModule):
         tokens = int((rows.length_B * (rows.index_B >= 0)).sum())
         self._sums += torch.tensor([float(sft_sum.detach()), kl, tokens, 0.0], dtype=torch.float64)
         self._window = batch
+
+    def on_after_backward(self) -> None:
+        self.backbone.steer_BT = None
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Gather the step's numbers and refuse to step on a loss that is not finite."""
