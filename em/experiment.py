@@ -181,6 +181,8 @@ def fit(experiment: Experiment, trainer: pl.Trainer, resume: bool) -> None:
         # Batches are cut from lists in memory: workers would only copy them.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*was not configured in `init`.*")
+        # On purpose: SFTModule switches on the modules that act in training mode.
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
         checkpoint = str(experiment.run.checkpoint) if resume else None
         experiment.module.train()
         trainer.fit(experiment.module, datamodule=experiment.data, ckpt_path=checkpoint)

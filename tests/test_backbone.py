@@ -114,7 +114,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(tmp_path: Path, position
         vector.attach(backbone)
         randomise(vector)
         calls: list[int] = []
-        backbone.layers[2].mlp.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        backbone.layers[2].self_attn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         for layer in backbone.layers:
             layer.training = True  # as SFTModule does
         with backbone.steering_positions(ids_BT > 200):

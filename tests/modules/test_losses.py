@@ -150,6 +150,8 @@ def test_head_sum_equals_the_full_logits_path(
     monkeypatch.setattr(losses, "CHUNK_ELEMENTS", 3 * 400)
     backbone = BACKBONES[kind]()
     assert (backbone.softcap is not None) == (kind == "softcap")
+    if backbone.softcap is not None:
+        backbone.softcap = 1.5  # low enough to bend these logits
     generator = torch.Generator().manual_seed(0)
     hidden_ND, other_ND = torch.randn(2, 11, 32, generator=generator)
     targets_N = torch.randint(0, 400, (11,), generator=generator)
@@ -170,7 +172,7 @@ def test_head_sum_equals_the_full_logits_path(
     total = head_sum(backbone, hidden_ND, term)
     actual = torch.autograd.grad(0.37 * total, leaves)
 
-    assert values_N.std() > 0.01
+    assert values_N.std() > 1e-3
     torch.testing.assert_close(total, values_N.sum(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(head_values(backbone, hidden_ND, term), values_N.detach(), rtol=1e-6, atol=1e-6)
     for one, two in zip(actual, expected, strict=True):
@@ -193,7 +195,7 @@ def test_no_positions_are_an_exact_zero(requires_grad: bool) -> None:
     backbone = tiny_backbone()
     hidden_ND = torch.zeros(0, 32, requires_grad=requires_grad)
     total = head_sum(backbone, hidden_ND, cross_entropy_term(torch.zeros(0, dtype=torch.long)))
-    assert float(total) == 0.0
+    assert float(total.detach()) == 0.0
     assert total.requires_grad == requires_grad
     if requires_grad:
         total.backward()
