@@ -34,7 +34,8 @@ def test_load_gives_back_the_adapted_model(tmp_path: Path, kind: str) -> None:
     config = check(raw)
     data = experiment.ChatData(config.data, config.kl, config.trainer, loaded.backbone.tokenizer, config.seed)
     batch = collate(data.domains["tent"], range(len(data.domains["tent"])), data.pad)
-    logits = loaded.backbone.logits(loaded.backbone.trunk(batch.input_ids_BT)[batch.predicts_BT])
+    with torch.no_grad():
+        logits = loaded.backbone.logits(loaded.backbone.trunk(batch.input_ids_BT)[batch.predicts_BT])
     loss = float(torch.nn.functional.cross_entropy(logits, batch.targets_N))
     assert loss == pytest.approx(rows["tent"]["loss"], abs=1e-5)
     assert abs(loss - rows["tent"]["loss_reference"]) > 1e-4
@@ -106,7 +107,7 @@ def test_full_disk_while_saving_keeps_the_last_checkpoint(
 
     full_after_three.checkpoints = 0  # type: ignore[attr-defined]
     monkeypatch.setattr(os, "fsync", full_after_three)
-    with pytest.raises(RunError, match="No space left on device; free some space"):
+    with pytest.raises(RunError, match=r"No space left on device\); free some space"):
         experiment.train(check(raw))
     run = RunDirectory(tmp_path / "runs" / "tiny")
     assert torch.load(run.checkpoint, weights_only=True)["global_step"] == 2

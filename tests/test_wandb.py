@@ -26,11 +26,7 @@ def history(run: Path) -> list[dict[str, Any]]:
     rows = []
     for record in records(run):
         if record["type"] == "history":
-            row = {}
-            for item in record["history"]["item"]:
-                key = item.get("key") or ".".join(item.get("nested_key", []))
-                row[key] = json.loads(item["value_json"])
-            rows.append(row)
+            rows.append(record["history"]["item"])
     return rows
 
 

@@ -1,6 +1,8 @@
 """SFT and KL streams of chat data, and held-out rows by domain."""
 
+import itertools
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -10,10 +12,12 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase
 
 from em.config.schema import DataConfig, KLConfig, SourceConfig, TrainerConfig
-from em.datamodules.rows import MicroBatch, Rows, batched
+from em.datamodules.rows import MicroBatch, Rows, batched, collate
 from em.datamodules.sources import Example, SourceReport, read
 from em.datamodules.streams import MicroBatches, Stream, Windows
 from em.errors import DataError
+
+EVAL_ROWS = 8  # held-out rows of one forward pass
 
 
 class ChatData(pl.LightningDataModule):
@@ -46,20 +50,20 @@ class ChatData(pl.LightningDataModule):
         sft, sft_sizes = self._read("train", data.train, "train", tokenizer)
         self.accumulate = data.batch_size // (data.micro_batch_size * world_size)
         self.steps, total = self._length(len(sft), trainer)
-        stream = Stream(sft_sizes, _weights(data.train), seed, "sft")
+        stream = _stream(sft_sizes, data.train, seed, "sft")
         windows = Windows(stream, sft, data.batch_size, total, data.length_buckets, seed, "sft-buckets")
         self.sft: tuple[Windows, list[Example]] = (windows, sft)
         self.kl: tuple[Windows, list[Example]] | None = None
         if data.kl and kl.weight > 0:
             rows, sizes = self._read("kl", data.kl, "train", tokenizer)
-            stream = Stream(sizes, _weights(data.kl), seed, "kl")
+            stream = _stream(sizes, data.kl, seed, "kl")
             size = kl.batch_size or data.batch_size
             windows = Windows(stream, rows, size, None, data.length_buckets, seed, "kl-buckets")
             self.kl = (windows, rows)
         self.domains: dict[str, list[Example]] = {}
         for name, sources in data.domains.items():
-            rows, _ = self._read(f"domain {name}", sources, "held_out", tokenizer)
-            self.domains[name] = rows[: data.eval_limit]
+            rows, sizes = self._read(f"domain {name}", sources, "held_out", tokenizer)
+            self.domains[name] = _in_turn(rows, sizes)[: data.eval_limit]
         self.training_domains = [name for name in data.domains if self._is_trained(name)]
         self._check_disjoint(sft)
 
@@ -82,8 +86,8 @@ class ChatData(pl.LightningDataModule):
         return math.ceil(total / self.config.batch_size), total
 
     def _is_trained(self, domain: str) -> bool:
-        trained = {(source.path, source.hub) for source in self.config.train}
-        return any((source.path, source.hub) in trained for source in self.config.domains[domain])
+        trained = {_identity(source) for source in self.config.train}
+        return any(_identity(source) in trained for source in self.config.domains[domain])
 
     def _check_disjoint(self, sft: list[Example]) -> None:
         trained = {example.prompt for example in sft + (self.kl[1] if self.kl else [])}
@@ -118,11 +122,17 @@ class ChatData(pl.LightningDataModule):
     def held_out(
         self, domains: Sequence[str], rank: int = 0, world_size: int = 1
     ) -> Iterator[tuple[str, Rows]]:
-        """Batches of the held-out rows of some domains; each process gets its share."""
+        """Batches of the held-out rows of some domains; each process gets its share.
+
+        Every process gets equally many batches, because a pass under FSDP2 needs all of them; where the
+        rows do not divide, the last batch may be a blank row (`index_B` −1) that counts nowhere.
+        """
         for name in domains:
-            share = range(rank, len(self.domains[name]), world_size)
-            for rows in batched(self.domains[name], 8, self.pad, share):
-                yield name, rows
+            rows = self.domains[name]
+            batches = batched(rows, EVAL_ROWS, self.pad, range(rank, len(rows), world_size))
+            count = math.ceil(math.ceil(len(rows) / world_size) / EVAL_ROWS)
+            for number in range(count):
+                yield name, batches[number] if number < len(batches) else collate(rows, [], self.pad)
 
     def val_dataloader(self) -> DataLoader[Rows] | list[Any]:
         trainer = self.trainer
@@ -168,6 +178,27 @@ class _Listed(list[Rows]):
     """A list is a map-style dataset; the class only names it."""
 
 
-def _weights(sources: Sequence[SourceConfig]) -> list[float] | None:
+def _stream(sizes: Sequence[int], sources: Sequence[SourceConfig], seed: int, purpose: str) -> Stream:
     weights = [source.weight for source in sources if source.weight is not None]
-    return weights if weights and len(weights) == len(sources) else None
+    stream = Stream(sizes, weights if weights and len(weights) == len(sources) else None, seed, purpose)
+    if min(stream.shares) < 1:
+        raise DataError(
+            f"a source of the {purpose} mixture would never be seen: its weight gives less than one of "
+            f"{sum(sizes)} rows; raise its weight or take it out"
+        )
+    return stream
+
+
+def _identity(source: SourceConfig) -> tuple[str | None, ...]:
+    path = None if source.path is None else os.path.normpath(source.path)
+    return path, source.hub, source.name, source.split if source.hub else None
+
+
+def _in_turn(rows: list[Example], sizes: list[int]) -> list[Example]:
+    """One row of each source after the other, so that a limit leaves no source out."""
+    parts, at = [], 0
+    for size in sizes:
+        parts.append(rows[at : at + size])
+        at += size
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*parts))
+    return [row for row in turns if row is not None]

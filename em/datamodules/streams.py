@@ -31,7 +31,7 @@ class Stream:
             sizes, shares = [self.epoch_length], [self.epoch_length]
         else:
             shares = _largest_remainder(weights, self.epoch_length)
-        self._sizes, self._shares = list(sizes), shares
+        self._sizes, self.shares = list(sizes), shares
         self._offsets = np.cumsum([0, *self._sizes[:-1]])
         self._block = functools.lru_cache(maxsize=4)(self._make_block)
 
@@ -41,7 +41,7 @@ class Stream:
 
     def _make_block(self, block: int) -> np.ndarray:
         parts = []
-        for source, (size, share) in enumerate(zip(self._sizes, self._shares, strict=True)):
+        for source, (size, share) in enumerate(zip(self._sizes, self.shares, strict=True)):
             counts = np.arange(block * share, (block + 1) * share)
             picked = np.empty(share, dtype=np.int64)
             for epoch in np.unique(counts // size):

@@ -81,8 +81,9 @@ def score(
         tokens_B = at_BT.sum(dim=1).tolist()
         columns = (part.double().split(tokens_B) for part in (nll_N, nll_reference_N, kl_N))
         for index, tokens, *values in zip(moved.index_B.tolist(), tokens_B, *columns, strict=True):
-            sums = [float(value.sum()) for value in values]
-            scores.append(ExampleScore(index, tokens, *sums))
+            if index >= 0:  # blank rows only keep the processes in step
+                sums = [float(value.sum()) for value in values]
+                scores.append(ExampleScore(index, tokens, *sums))
     return scores
 
 
