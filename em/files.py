@@ -1,5 +1,6 @@
 """Write files so that a crash or a full disk never leaves a damaged one."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -32,7 +33,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             "another disk, then run the same command again: it goes on from the last checkpoint"
         ) from error
     finally:
-        scratch.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # for example a parent that is a file: the first error is the one
+            scratch.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

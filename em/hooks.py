@@ -3,7 +3,7 @@
 Tensor names carry their shape: B rows, T positions, D hidden width, V vocabulary, N selected positions.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -27,7 +27,7 @@ class Site:
         return f"{self.layer}.{self.point}"
 
 
-class _Stop(Exception):  # noqa: N818 - control flow, not an error
+class _Stop(Exception):
     """Ends a forward pass early; never leaves this module."""
 
 
@@ -92,7 +92,7 @@ def run_until(layer: nn.Module, forward: Callable[[], Any]) -> Tensor:
 
 
 @contextmanager
-def starting_at(layers: Sequence[nn.Module], hidden_BTD: Tensor) -> Iterator[None]:
+def starting_at(layers: Iterable[nn.Module], hidden_BTD: Tensor) -> Iterator[None]:
     """Let `layers` pass on `hidden_BTD` unchanged, as if they had just computed it.
 
     The model's own forward still builds masks and rotary angles, so no family needs code of its own.
@@ -103,7 +103,7 @@ def starting_at(layers: Sequence[nn.Module], hidden_BTD: Tensor) -> Iterator[Non
 
     try:
         for layer in layers:
-            layer.forward = passed  # type: ignore[method-assign]
+            layer.forward = passed
         yield
     finally:
         for layer in layers:

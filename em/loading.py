@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -44,7 +45,8 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     device = _device(config.device)
-    return Backbone(model.to(device), tokenizer, config.model)
+    nn.Module.to(model, device)
+    return Backbone(model, tokenizer, config.model)
 
 
 def _device(name: str) -> torch.device:
@@ -120,7 +122,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     source: dict[str, Any] = {"gguf_file": gguf.name}
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, **source)
     # transformers marks models read from GGUF as not serialisable though they are dequantised.
-    model.hf_quantizer = None
+    setattr(model, "hf_quantizer", None)  # noqa: B010
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(folder)

@@ -73,7 +73,9 @@ class RunDirectory:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise RunError(f"{path}: cannot be read ({error}); use another name=… or overwrite=true") from error
+            raise RunError(
+                f"{path}: cannot be read ({error}); use another name=… or overwrite=true"
+            ) from error
         return value if isinstance(value, dict) else {}
 
     def update_manifest(self, **values: Any) -> None:
@@ -195,7 +197,9 @@ def load(path: Path | str, backbone: Backbone | None = None) -> LoadedRun:
         raise RunError(f"{path}: no readable config.yaml; is this a run directory? ({error})") from error
     manifest = directory.manifest()
     if manifest.get("status") not in ("trained", "finished"):
-        raise RunError(f"{path}: its status is {manifest.get('status')!r}; run its training command to the end")
+        raise RunError(
+            f"{path}: its status is {manifest.get('status')!r}; run its training command to the end"
+        )
     try:
         config = check(raw, files=False)
     except ConfigError as error:

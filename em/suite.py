@@ -115,7 +115,9 @@ def show(compared: dict[str, Any], console: Console | None = None) -> None:
         return
     console = console or Console(highlight=False)
     good = {name: member for name, member in compared["members"].items() if "error" not in member}
-    rows = next((member["domains"] for member in good.values() if member["domains"]), [])
+    rows: list[dict[str, Any]] = next(
+        (member["domains"] for member in good.values() if member["domains"]), []
+    )
     if rows:
         console.print(_table(good, rows))
         console.print(

@@ -109,7 +109,9 @@ def test_gradient_checkpointing_gives_the_same_gradient(tmp_path: Path, position
     ids_BT = token_ids()
     grads, passes = [], []
     for checkpointing in (False, True):
-        backbone = load_backbone(BackboneConfig(str(folder), gradient_checkpointing=checkpointing, device="cpu"))
+        backbone = load_backbone(
+            BackboneConfig(str(folder), gradient_checkpointing=checkpointing, device="cpu")
+        )
         vector = SteeringVector(layer=1, point=point, positions=positions)  # type: ignore[arg-type]
         vector.attach(backbone)
         randomise(vector)

@@ -109,7 +109,14 @@ def test_keyed_randomness_depends_on_the_whole_key() -> None:
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
     assert draw(1, "order", 2) == draw(1, "order", 2)
-    different = [(1, "order", 2), (1, "order", 3), (2, "order", 2), (1, "mix", 2), (1, "order"), (12, "order")]
+    different = [
+        (1, "order", 2),
+        (1, "order", 3),
+        (2, "order", 2),
+        (1, "mix", 2),
+        (1, "order"),
+        (12, "order"),
+    ]
     assert len({keyed_seed(*key) for key in different}) == len(different)
     assert all(0 <= keyed_seed(*key) < 2**63 for key in different)
     assert torch.equal(torch.random.get_rng_state(), before)

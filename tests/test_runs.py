@@ -53,7 +53,9 @@ def test_load_refuses_what_is_not_a_finished_run(tmp_path: Path) -> None:
 
 def test_an_adapter_of_another_backbone_is_refused(tmp_path: Path) -> None:
     run = experiment.train(check(tiny_config(tmp_path)))
-    other = load_backbone(check(tiny_config(tmp_path)).backbone.__class__(model=str(save_tiny(tmp_path / "b", seed=5))))
+    other = load_backbone(
+        check(tiny_config(tmp_path)).backbone.__class__(model=str(save_tiny(tmp_path / "b", seed=5)))
+    )
     with pytest.raises(AdapterError, match=r"trained on .*model.*but the backbone here is"):
         runs.load(run.path, other)
 
@@ -81,7 +83,10 @@ def test_a_foreign_folder_is_not_touched(tmp_path: Path) -> None:
 
 def test_two_processes_cannot_share_a_directory(tmp_path: Path) -> None:
     config = check(tiny_config(tmp_path))
-    with experiment.run_directory(config).locked(), pytest.raises(RunError, match="in use by another process"):
+    with (
+        experiment.run_directory(config).locked(),
+        pytest.raises(RunError, match="in use by another process"),
+    ):
         experiment.train(config)
 
 

@@ -23,7 +23,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any = None) -> None:
         write_atomically(Path(path), lambda scratch: _dump(checkpoint, scratch))
 
-    def load_checkpoint(self, path: _PATH, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: _PATH, map_location: Any = None, weights_only: Any = None
+    ) -> dict[str, Any]:
         try:
             loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError) as error:
@@ -67,7 +69,12 @@ class CheckpointSaver(Checkpoint):
         self._signal = number
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MicroBatch, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: MicroBatch,
+        batch_idx: int,
     ) -> None:
         if batch.micro + 1 < trainer.accumulate_grad_batches:
             return
@@ -91,12 +98,16 @@ class CheckpointSaver(Checkpoint):
         if asked or step % self.every_n_steps == 0 or step == trainer.max_steps:
             trainer.save_checkpoint(self.path)
         if asked:
-            raise Interrupted(f"stopped after step {step}; its state is saved", self._signal or signal.SIGTERM)
+            raise Interrupted(
+                f"stopped after step {step}; its state is saved", self._signal or signal.SIGTERM
+            )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._restore()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         self._restore()
 
     def _restore(self) -> None:

@@ -26,7 +26,12 @@ class Display(pl.Callback):
         self._task.__enter__()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MicroBatch, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: MicroBatch,
+        batch_idx: int,
     ) -> None:
         assert isinstance(pl_module, SFTModule)
         if self._task is None or batch.micro + 1 < pl_module.accumulate:
@@ -40,7 +45,9 @@ class Display(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close(None)
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         self._close(exception)
 
     def _close(self, error: BaseException | None) -> None:

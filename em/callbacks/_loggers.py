@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from em.config import Config, to_dict
 from em.errors import RunError
 from em.files import write_text
+from em.progress import is_main_process
 from em.runs import RunDirectory
 
 
@@ -28,7 +29,7 @@ class MetricsFile(Logger):
         super().__init__()
         self._path: Path = run.metrics
         kept = [row for row in run.read_metrics() if row["step"] <= step] if step else []
-        if rank_zero_only.rank == 0:
+        if is_main_process():
             write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
 
     @property

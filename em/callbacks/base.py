@@ -117,7 +117,12 @@ class MeasurementCallback(pl.Callback):
             self.run_now(trainer, pl_module, "start")
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MicroBatch, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: MicroBatch,
+        batch_idx: int,
     ) -> None:
         assert isinstance(pl_module, SFTModule)
         last_micro = batch.micro + 1 == pl_module.accumulate

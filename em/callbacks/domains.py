@@ -60,7 +60,8 @@ class Domains(MeasurementCallback):
         means = {}
         for key, field in (("loss", "nll"), ("loss_reference", "nll_reference"), ("kl", "kl")):
             metric = TokenMean()  # adds up over processes when it is computed
-            metric.to(context.module.device)
+            if context.world_size > 1:
+                metric.to(context.module.device)
             metric.update(sum(getattr(one, field) for one in scores), sum(one.tokens for one in scores))
             means[key] = float(metric.compute())
         every = sorted((one for part in context.gather(scores) for one in part), key=lambda one: one.index)
@@ -78,7 +79,5 @@ class Domains(MeasurementCallback):
             "shift_interval": clustered_mean(shift, tokens, prompts, self.resamples, context.seed),
             "kl_interval": clustered_mean(kl, tokens, prompts, self.resamples, context.seed),
             "perplexity": float(np.exp(means["loss"])),
-            "rows": [
-                {"where": context.data.domains[name][one.index].where, **vars(one)} for one in every
-            ],
+            "rows": [{"where": context.data.domains[name][one.index].where, **vars(one)} for one in every],
         }

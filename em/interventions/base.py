@@ -172,7 +172,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise AdapterError(f"{folder}: no {RECORD}; this is not a folder that an intervention wrote") from error
+        raise AdapterError(
+            f"{folder}: no {RECORD}; this is not a folder that an intervention wrote"
+        ) from error
     except (OSError, ValueError) as error:
         raise AdapterError(f"{path}: cannot be read ({error})") from error
     if not isinstance(record, dict) or not {"kind", "options", "backbone"} <= record.keys():

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -23,7 +23,6 @@ from em.interventions.update import Update, orthogonal_mix
 ALL_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ADAPTER = "default"
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-
 
 
 class Lora(Intervention):
@@ -96,7 +95,9 @@ class Lora(Intervention):
 
     def _target_names(self, backbone: Backbone) -> list[str]:
         chosen = range(backbone.num_layers) if self.layers is None else self.layers
-        by_layer = {index: backbone.layers[index] for index in chosen if index < backbone.num_layers}
+        by_layer = {index: backbone.layers[index] for index in chosen if 0 <= index < backbone.num_layers}
+        if not chosen or len(set(chosen)) < len(chosen):
+            raise AdapterError(f"intervention.layers: {list(chosen)} names no layer, or one twice")
         if len(by_layer) < len(chosen):
             raise AdapterError(
                 f"intervention.layers: {list(chosen)} is not within layers 0 to {backbone.num_layers - 1} "
@@ -156,7 +157,7 @@ class Lora(Intervention):
         return [layer.lora_dropout[ADAPTER] for layer in self._targets.values()]
 
     def update(self) -> Update:
-        parts = {}
+        parts: dict[str, tuple[Tensor, Tensor | None]] = {}
         for name, layer in self._targets.items():
             left = hooks.plain(layer.lora_B[ADAPTER].weight.detach())
             right = hooks.plain(layer.lora_A[ADAPTER].weight.detach())

@@ -172,7 +172,7 @@ class SFTModule(pl.LightningModule):
         """Gather the step's numbers and refuse to step on a loss that is not finite."""
         grads = [p.grad for p in self.intervention.trainable_parameters().values() if p.grad is not None]
         grad_norm = float(hooks.plain(torch.nn.utils.get_total_norm(grads))) if grads else 0.0
-        sums = self.all_gather(self._sums).reshape(-1, 4).sum(dim=0)
+        sums = self._over_processes(self._sums)
         batch = self._window
         self._sums = torch.zeros(4, dtype=torch.float64)
         weight = self.kl_weight(batch.step)
@@ -195,6 +195,13 @@ class SFTModule(pl.LightningModule):
         }
         if self.kl.weight > 0:
             self.step_metrics |= {"train/kl": kl, "train/kl_weight": weight}
+
+    def _over_processes(self, sums: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return sums
+        gathered = self.all_gather(sums.to(self.device))
+        assert isinstance(gathered, Tensor)
+        return gathered.reshape(-1, len(sums)).sum(dim=0).cpu()
 
     def on_train_batch_end(self, outputs: Any, batch: MicroBatch, batch_idx: int) -> None:
         """Log the finished optimizer step: losses in nats per token, throughput in tokens per second."""
@@ -265,7 +272,7 @@ class SFTModule(pl.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The intervention's parameters only (adapter-only checkpoints)."""
         wanted = {id(parameter) for parameter in self.intervention.trainable_parameters().values()}
         names = {name for name, parameter in self.named_parameters() if id(parameter) in wanted}

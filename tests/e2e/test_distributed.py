@@ -65,7 +65,9 @@ VARIANTS = {
     "ddp-accumulate-2": [TWO, "trainer.strategy=ddp", "data.micro_batch_size=2"],
     "fsdp2": [TWO, "trainer.strategy=fsdp2"],
 }
-CASES = [(variant, kind) for variant in VARIANTS for kind in KINDS if (variant[:3], kind[:5]) != ("ddp", "steer")]
+CASES = [
+    (variant, kind) for variant in VARIANTS for kind in KINDS if (variant[:3], kind[:5]) != ("ddp", "steer")
+]
 
 
 @pytest.mark.parametrize(("variant", "kind"), CASES)

@@ -46,12 +46,14 @@ def made(case: Case) -> Intervention:
     return intervention
 
 
-def attached(case: Case, random: bool = True, backbone: Backbone | None = None) -> Intervention:
+def attached(
+    case: Case, random: bool = True, backbone: Backbone | None = None, scale: float = 0.3
+) -> Intervention:
     """Attached to a tiny backbone; with random values, as after training."""
     intervention = made(case)
     intervention.attach(backbone or tiny_backbone(), seed=3)
     if random:
-        randomise(intervention)
+        randomise(intervention, scale=scale)
     return intervention
 
 

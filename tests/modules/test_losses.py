@@ -174,7 +174,9 @@ def test_head_sum_equals_the_full_logits_path(
 
     assert values_N.std() > 1e-3
     torch.testing.assert_close(total, values_N.sum(), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(head_values(backbone, hidden_ND, term), values_N.detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        head_values(backbone, hidden_ND, term), values_N.detach(), rtol=1e-6, atol=1e-6
+    )
     for one, two in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6 * float(two.abs().max() + 1))
     assert all(parameter.grad is None for parameter in head)

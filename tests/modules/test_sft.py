@@ -23,7 +23,8 @@ from em.interventions.steering_vector import SteeringVector
 from em.loading import load_backbone
 from em.modules import losses
 from em.modules.sft import SFTModule
-from tests.interventions.examples import Case, attached, cases
+from tests.interventions.examples import Case, cases
+from tests.interventions.examples import attached as attached_at_scale
 from tests.tiny import save_tiny, tiny_backbone
 
 # The backbone is in eval mode on purpose; SFTModule switches on what acts in training.
@@ -33,6 +34,11 @@ SIZE, TOTAL, STEPS = 8, 10, 2  # the second window holds two examples only
 LORA: Case = ("lora", {"r": 2, "alpha": 8.0})
 FROZEN = OptimizerConfig(lr=0.0, warmup_steps=0)  # every step then has the same parameters
 MOVING = OptimizerConfig(lr=1e-2, warmup_steps=0, schedule="constant")
+
+
+def attached(case: Case, random: bool = True) -> Intervention:
+    """With values that keep fp32 gradients well conditioned: larger ones lose three digits in any order."""
+    return attached_at_scale(case, random, scale=0.05)
 
 
 def examples(count: int, seed: int) -> list[Example]:
@@ -57,7 +63,9 @@ def windows(rows: list[Example], purpose: str, total: int | None) -> Windows:
 SFT_WINDOWS, KL_WINDOWS = windows(SFT, "sft", TOTAL), windows(KL, "kl", None)
 
 
-def micro_batches(accumulate: int, everywhere: bool = False, steps: int = STEPS, pad: int = 0) -> MicroBatches:
+def micro_batches(
+    accumulate: int, everywhere: bool = False, steps: int = STEPS, pad: int = 0
+) -> MicroBatches:
     return MicroBatches((SFT_WINDOWS, SFT), (KL_WINDOWS, KL), steps, accumulate, 0, 1, everywhere, pad)
 
 
@@ -72,7 +80,9 @@ class Recorder(pl.Callback):
         parameters = pl_module.intervention.trainable_parameters().items()
         self.grads.append({name: p.grad.clone() for name, p in parameters if p.grad is not None})
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if batch.micro + 1 == pl_module.accumulate:
             self.metrics.append(dict(pl_module.step_metrics))
 
@@ -178,7 +188,7 @@ def assert_grads(actual: dict[str, Tensor], expected: dict[str, Tensor], toleran
     assert largest > 1e-3
     for name, grad in expected.items():
         error = float((actual[name] - grad).abs().max())
-        assert error <= tolerance * max(1.0, largest) * 3, (name, error, largest)
+        assert error <= tolerance * max(1.0, largest), (name, error, largest)
 
 
 # Gradients
@@ -186,7 +196,9 @@ def assert_grads(actual: dict[str, Tensor], expected: dict[str, Tensor], toleran
 
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("case", cases())
-def test_gradient_is_the_global_token_mean(case: Case, accumulate: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradient_is_the_global_token_mean(
+    case: Case, accumulate: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(losses, "CHUNK_ELEMENTS", 5 * 400)
     intervention = attached(case)
     kl = KLConfig(weight=0.7)
@@ -331,7 +343,9 @@ def test_gradient_checkpointing_trains_alike(tmp_path: Path, intervention_of: An
     folder = save_tiny(tmp_path)
     recorders, passes = [], []
     for checkpointing in (False, True):
-        backbone = load_backbone(BackboneConfig(str(folder), device="cpu", gradient_checkpointing=checkpointing))
+        backbone = load_backbone(
+            BackboneConfig(str(folder), device="cpu", gradient_checkpointing=checkpointing)
+        )
         intervention = intervention_of()
         intervention.attach(backbone)
         calls: list[int] = []
@@ -353,7 +367,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(case: Case) -> None:
     intervention = attached(case)
     before = intervention.gathered()
     module = module_for(intervention, optimizer=MOVING)
-    intervention.backbone.decoder.norm.register_forward_hook(lambda _module, _args, output: output * float("nan"))
+    intervention.backbone.decoder.norm.register_forward_hook(
+        lambda _module, _args, output: output * float("nan")
+    )
     with pytest.raises(TrainingError, match="step 0: the loss is nan.*optimizer.lr"):
         fit(module, micro_batches(1))
     for name, value in intervention.gathered().items():

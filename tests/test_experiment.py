@@ -1,0 +1,115 @@
+"""One experiment through the Lightning Trainer: options that must have an effect, and failures."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from em import experiment
+from em.config import check
+from em.errors import BackboneError, TrainingError
+from em.runs import RunDirectory
+from tests.tiny import save_tiny, tiny_config
+
+
+def train(folder: Path, **changes: Any) -> RunDirectory:
+    return experiment.train(check(tiny_config(folder, **changes)))
+
+
+def weights(run: RunDirectory) -> dict[str, torch.Tensor]:
+    return load_file(run.adapter / "adapter_model.safetensors")
+
+
+def logged(run: RunDirectory, key: str) -> list[float]:
+    return [row[key] for row in run.read_metrics() if key in row]
+
+
+def test_kl_holds_the_other_domain_back(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"trainer": {"max_steps": 30}, "callbacks": {"domains": {}}}
+    shifts = {}
+    for name, weight in (("general", 0.0), ("narrow", 20.0)):
+        run = train(tmp_path, name=name, kl={"weight": weight}, **options)
+        shifts[name] = {row["domain"]: row for row in run.read_table("domains")["domains"]}
+    assert shifts["general"]["soup"]["shift"] < -0.5 and shifts["narrow"]["soup"]["shift"] < -0.1
+    assert shifts["narrow"]["tent"]["kl"] < 0.5 * shifts["general"]["tent"]["kl"]
+
+
+def test_early_stop(tmp_path: Path) -> None:
+    stop = {"patience": 1, "min_delta": 100.0}  # no improvement is ever large enough
+    run = train(
+        tmp_path, trainer={"max_steps": 20, "val_every_n_steps": 2, "early_stop": stop}, callbacks={"norms": {}}
+    )
+    assert run.manifest()["status"] == "finished"
+    assert run.manifest()["step"] == 4  # the second validation is the first without improvement
+    assert logged(run, "norms/norm")
+
+
+def test_another_checkpoint_as_reference(tmp_path: Path) -> None:
+    reference = {"model": str(save_tiny(tmp_path / "reference", seed=7))}
+    run = train(tmp_path, name="other", reference=reference, callbacks={"domains": {}})
+    assert logged(run, "train/kl")[0] > 0.01  # it is another model from the first step on
+    own = train(tmp_path, name="own", callbacks={"domains": {}})
+    assert logged(own, "train/kl")[0] == 0
+    rows = [d.read_table("domains")["domains"][0]["loss_reference"] for d in (run, own)]
+    assert rows[0] != pytest.approx(rows[1])
+
+
+def test_a_reference_with_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    from tests.tiny import tiny_model, tiny_tokenizer
+
+    model = tiny_model("llama", 2)
+    model.resize_token_embeddings(416)
+    model.save_pretrained(tmp_path / "wide")
+    tiny_tokenizer("chatml").save_pretrained(tmp_path / "wide")
+    with pytest.raises(BackboneError, match=r"has 416 tokens.*has 400; the KL term needs one vocabulary"):
+        train(tmp_path, reference={"model": str(tmp_path / "wide")})
+
+
+def test_kl_off_at_a_step(tmp_path: Path) -> None:
+    kl = {"weight": 2.0, "schedule": {"kind": "off_at", "step": 3}}
+    run = train(tmp_path, kl=kl, trainer={"max_steps": 6})
+    assert logged(run, "train/kl_weight") == [2.0, 2.0, 2.0, 0.0, 0.0, 0.0]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path: Path) -> None:
+    # In half precision a large vector overflows the activations.
+    vector = {"kind": "steering_vector", "layer": 1, "scale": 1.0e30}
+    with pytest.raises(TrainingError, match=r"step \d+: the loss is .*Lower optimizer\.lr"):
+        train(tmp_path, intervention=vector, optimizer={"lr": 1.0e20}, trainer={"checkpoint_every_n_steps": 1})
+    run = RunDirectory(tmp_path / "runs" / "tiny")
+    assert run.manifest()["status"] == "failed" and "Lower optimizer.lr" in run.manifest()["error"]
+    if run.checkpoint.is_file():
+        state = torch.load(run.checkpoint, weights_only=True)["state_dict"]
+        assert all(bool(value.isfinite().all()) for value in state.values())
+
+
+def test_gradient_clipping_is_passed_on(tmp_path: Path) -> None:
+    free = train(tmp_path, name="free", trainer={"gradient_clip": None})
+    tight = train(tmp_path, name="tight", trainer={"gradient_clip": 1.0e-4})
+    first = logged(free, "train/grad_norm")[0]
+    assert first == pytest.approx(logged(tight, "train/grad_norm")[0]) and first > 1e-3
+    assert any(not torch.equal(a, weights(tight)[name]) for name, a in weights(free).items())
+
+
+def test_weight_decay_and_seed_have_an_effect(tmp_path: Path) -> None:
+    base = weights(train(tmp_path, name="base"))
+    for name, changes in {"decay": {"optimizer": {"weight_decay": 0.5}}, "seed": {"seed": 1}}.items():
+        other = weights(train(tmp_path, name=name, **changes))
+        assert any(not torch.equal(value, other[key]) for key, value in base.items()), name
+    again = weights(train(tmp_path, name="again"))
+    assert all(torch.equal(value, again[key]) for key, value in base.items())
+
+
+def test_bfloat16_backbone_keeps_adapters_in_float32(tmp_path: Path) -> None:
+    run = train(tmp_path, backbone={"dtype": "bfloat16"}, callbacks={"domains": {}})
+    assert {value.dtype for value in weights(run).values()} == {torch.float32}
+    assert logged(run, "train/kl")[0] == 0
+
+
+def test_gradient_checkpointing_changes_no_weight(tmp_path: Path) -> None:
+    plain = weights(train(tmp_path, name="plain"))
+    saved = weights(train(tmp_path, name="saved", backbone={"gradient_checkpointing": True}))
+    for name, value in plain.items():
+        torch.testing.assert_close(saved[name], value, rtol=0, atol=1e-6)
