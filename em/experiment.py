@@ -185,7 +185,7 @@ def fit(experiment: Experiment, trainer: pl.Trainer, resume: bool) -> None:
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
         checkpoint = str(experiment.run.checkpoint) if resume else None
         experiment.module.train()
-        trainer.fit(experiment.module, datamodule=experiment.data, ckpt_path=checkpoint)
+        trainer.fit(experiment.module, None, None, experiment.data, checkpoint, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     for callback in experiment.callbacks:
@@ -250,7 +250,7 @@ def make_trainer(experiment: Experiment, step: int = 0) -> tuple[pl.Trainer, Any
         logger=loggers,
         log_every_n_steps=options.log_every_n_steps,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()] if options.strategy != "fsdp2" else None,
+        plugins=[AtomicCheckpointIO()],
         enable_checkpointing=True,
         enable_progress_bar=False,
         enable_model_summary=False,

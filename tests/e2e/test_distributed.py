@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from em import experiment
@@ -88,6 +89,24 @@ def test_equal_to_one_process(
     for step, (a, b) in enumerate(zip(*(steps(d) for d in (one_process[kind], other)), strict=True), 1):
         assert a == pytest.approx(b, abs=1e-5), f"step {step}"
     assert values(other, "val/loss") == pytest.approx(values(one_process[kind], "val/loss"), abs=1e-5)
+
+
+def test_fsdp2_stops_and_goes_on(folder: Path, one_process: dict[str, RunDirectory]) -> None:
+    conf = config(folder, "lora", "fsdp2-stopped")
+    text = yaml.safe_load(conf.read_text())
+    text["callbacks"]["killer"] = {"_target_": "tests.e2e.killer.Killer", "every_n_steps": 1}
+    conf.write_text(yaml.safe_dump(text))
+    arguments = ["name=fsdp2-stopped", *VARIANTS["fsdp2"]]
+    stopped = train(conf, *arguments, EM_TEST_KILL_AT="2", EM_TEST_SIGNAL="SIGTERM")
+    assert stopped.returncode == 143, stopped.stderr
+    directory = RunDirectory(folder / "runs" / "fsdp2-stopped")
+    state = torch.load(directory.checkpoint, weights_only=True)["state_dict"]
+    assert state and all("lora_" in name for name in state)
+    again = train(conf, *arguments)
+    assert again.returncode == 0 and "going on after step 2" in again.stderr, again.stderr
+    expected, actual = adapter(one_process["lora"]), adapter(directory)
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=0, atol=2e-5)
 
 
 def steps(directory: RunDirectory) -> list[tuple[float, float, float]]:
