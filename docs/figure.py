@@ -32,7 +32,9 @@ def draw(compared: dict[str, Any]) -> str:
     for index, domain in enumerate(domains):
         top = 68 + index * ROW
         label = domain["domain"] + (" (training)" if domain["training"] else "")
-        parts.append(f'<text x="{LEFT - 10}" y="{top + 22}" text-anchor="end" fill="#111">{escape(label)}</text>')
+        parts.append(
+            f'<text x="{LEFT - 10}" y="{top + 22}" text-anchor="end" fill="#111">{escape(label)}</text>'
+        )
         for number, member in enumerate(members.values()):
             row = next(row for row in member["domains"] if row["domain"] == domain["domain"])
             parts += _bar(row, top + number * (BAR + 4), scale, COLOURS[number])
@@ -50,7 +52,7 @@ def _bar(row: dict[str, Any], y: float, scale: float, colour: str) -> list[str]:
     middle = y + BAR / 2
     return [
         f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR}" fill="{colour}"/>',
-        f'<line x1="{high:.1f}" y1="{middle}" x2="{low:.1f}" y2="{middle}" stroke="#111" stroke-width="1.5"/>',
+        f'<line x1="{high:.1f}" y1="{middle}" x2="{low:.1f}" y2="{middle}" stroke="#111"/>',
         f'<text x="{max(low, high) + 5:.1f}" y="{middle + 4:.1f}" font-size="11" fill="#444">'
         f"{-row['shift']:.2f}</text>",
     ]

@@ -106,11 +106,15 @@ def build_experiment(config: Config, run: RunDirectory, backbone: Backbone | Non
 
 
 def world_size(config: Config) -> int:
-    """Processes of a run, as far as the config says; `devices: auto` counts accelerators."""
+    """Processes of a run: `auto` and −1 count accelerators, `"0,2"` names two of them."""
     devices = config.trainer.devices
-    if not isinstance(devices, int):
-        devices = int(devices) if devices.isdigit() else max(1, torch.cuda.device_count())
-    return devices * config.trainer.num_nodes
+    if isinstance(devices, str) and "," in devices:
+        count = len([part for part in devices.split(",") if part.strip()])
+    elif str(devices) in ("auto", "-1"):
+        count = max(1, torch.cuda.device_count())
+    else:
+        count = int(devices)
+    return count * config.trainer.num_nodes
 
 
 def train(config: Config, backbone: Backbone | None = None) -> RunDirectory:

@@ -39,7 +39,9 @@ def test_kl_holds_the_other_domain_back(tmp_path: Path) -> None:
 def test_early_stop(tmp_path: Path) -> None:
     stop = {"patience": 1, "min_delta": 100.0}  # no improvement is ever large enough
     run = train(
-        tmp_path, trainer={"max_steps": 20, "val_every_n_steps": 2, "early_stop": stop}, callbacks={"norms": {}}
+        tmp_path,
+        trainer={"max_steps": 20, "val_every_n_steps": 2, "early_stop": stop},
+        callbacks={"norms": {}},
     )
     assert run.manifest()["status"] == "finished"
     assert run.manifest()["step"] == 4  # the second validation is the first without improvement
@@ -77,7 +79,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path: Path) -> None
     # In half precision a large vector overflows the activations.
     vector = {"kind": "steering_vector", "layer": 1, "scale": 1.0e30}
     with pytest.raises(TrainingError, match=r"step \d+: the loss is .*Lower optimizer\.lr"):
-        train(tmp_path, intervention=vector, optimizer={"lr": 1.0e20}, trainer={"checkpoint_every_n_steps": 1})
+        train(
+            tmp_path, intervention=vector, optimizer={"lr": 1.0e20}, trainer={"checkpoint_every_n_steps": 1}
+        )
     run = RunDirectory(tmp_path / "runs" / "tiny")
     assert run.manifest()["status"] == "failed" and "Lower optimizer.lr" in run.manifest()["error"]
     if run.checkpoint.is_file():

@@ -15,7 +15,7 @@ from em.config.schema import DataConfig, KLConfig, SourceConfig, TrainerConfig
 from em.datamodules.rows import MicroBatch, Rows, batched, collate
 from em.datamodules.sources import Example, SourceReport, read
 from em.datamodules.streams import MicroBatches, Stream, Windows
-from em.errors import DataError
+from em.errors import ConfigError, DataError
 
 EVAL_ROWS = 8  # held-out rows of one forward pass
 
@@ -48,6 +48,11 @@ class ChatData(pl.LightningDataModule):
         self.pad = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
         self.reports: dict[str, list[SourceReport]] = {}
         sft, sft_sizes = self._read("train", data.train, "train", tokenizer)
+        if data.batch_size % (data.micro_batch_size * world_size):
+            raise ConfigError(
+                f"data.batch_size: {data.batch_size} is not divisible by data.micro_batch_size "
+                f"{data.micro_batch_size} × {world_size} processes"
+            )
         self.accumulate = data.batch_size // (data.micro_batch_size * world_size)
         self.steps, total = self._length(len(sft), trainer)
         stream = _stream(sft_sizes, data.train, seed, "sft")

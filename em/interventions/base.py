@@ -5,12 +5,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from em import hooks
 from em.backbone import Backbone
@@ -146,8 +148,16 @@ class Intervention(ABC):
 
     @contextmanager
     def swapped(self, values: dict[str, Tensor]) -> Iterator[None]:
-        """Context: other values in some parameters; the originals come back bit for bit."""
+        """Context: other values in some parameters; the originals come back bit for bit.
+
+        Raises:
+            AdapterError: the values have another shape and FSDP2 has sharded the parameters.
+        """
         parameters = self.trainable_parameters()
+        if self.backbone.sharded:
+            with self._swapped_shards({parameters[name]: value for name, value in values.items()}):
+                yield
+            return
         kept = {name: parameters[name].data for name in values}
         try:
             for name, value in values.items():
@@ -156,6 +166,30 @@ class Intervention(ABC):
         finally:
             for name, value in kept.items():
                 parameters[name].data = value
+
+    @contextmanager
+    def _swapped_shards(self, values: dict[nn.Parameter, Tensor]) -> Iterator[None]:
+        # FSDP2 gathers from the shards' own storage, so they are written in place; what it has gathered
+        # for the root stays gathered after a pass and would be stale.
+        if any(parameter.shape != value.shape for parameter, value in values.items()):
+            raise AdapterError(
+                "under trainer.strategy=fsdp2 a LoRA cannot be perturbed, because its rank doubles; measure "
+                "in one process from the run directory instead"
+            )
+        shards = {parameter: cast(DTensor, parameter.data) for parameter in values}
+        kept = {parameter: shard.to_local().clone() for parameter, shard in shards.items()}
+        root = cast(FSDPModule, self.backbone)
+        root.reshard()
+        try:
+            for parameter, value in values.items():
+                shard = shards[parameter]
+                new = distribute_tensor(value.to(shard.device), shard.device_mesh, shard.placements)
+                shard.to_local().copy_(new.to_local())
+            yield
+        finally:
+            root.reshard()
+            for parameter, shard in shards.items():
+                shard.to_local().copy_(kept[parameter])
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

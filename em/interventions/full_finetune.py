@@ -1,5 +1,6 @@
 """All weights, with the difference to the original treated as the update."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -73,6 +74,14 @@ class FullFinetune(Intervention):
                 for name, parameter in self.trainable_parameters().items()
             }
         )
+
+    def norm(self) -> float:
+        originals = self._originals()
+        squares = (
+            float(torch.sum((hooks.plain(parameter.detach()) - originals[name]).double() ** 2))
+            for name, parameter in self.trainable_parameters().items()
+        )
+        return math.fsum(squares) ** 0.5
 
     @contextmanager
     def rescaled(self, factor: float) -> Iterator[None]:

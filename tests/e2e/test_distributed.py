@@ -16,6 +16,7 @@ from tests.tiny import tiny_config
 
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {"kind": "lora", "r": 2, "alpha": 4},
+    "full_finetune": {"kind": "full_finetune"},
     "steering_vector": {"kind": "steering_vector", "layer": 1, "scale": 4},
 }
 
@@ -27,8 +28,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(folder: Path, kind: str, name: str) -> Path:
     # 34 training rows and 8 a step: the epoch ends in a short window.
+    # FSDP2 cannot switch a full finetune off in training, so that kind goes without the KL term.
+    full = kind == "full_finetune"
     raw = tiny_config(
         folder,
+        kl={"weight": 0.0 if full else 1.0},
+        optimizer={"lr": 1.0e-4 if full else 1.0e-2},
         intervention=KINDS[kind],
         data={"batch_size": 8, "micro_batch_size": 4, "train": [{"path": str(folder / "train.jsonl")}]},
         trainer={"epochs": 1.0, "max_steps": None, "val_every_n_steps": 2},
@@ -66,9 +71,8 @@ VARIANTS = {
     "ddp-accumulate-2": [TWO, "trainer.strategy=ddp", "data.micro_batch_size=2"],
     "fsdp2": [TWO, "trainer.strategy=fsdp2"],
 }
-CASES = [
-    (variant, kind) for variant in VARIANTS for kind in KINDS if (variant[:3], kind[:5]) != ("ddp", "steer")
-]
+# A pair of processes costs half a minute: DDP treats all kinds alike, so one kind is enough there.
+CASES = [(variant, kind) for variant in VARIANTS for kind in KINDS if variant[:3] != "ddp" or kind == "lora"]
 
 
 @pytest.mark.parametrize(("variant", "kind"), CASES)
@@ -111,7 +115,7 @@ def test_fsdp2_stops_and_goes_on(folder: Path, one_process: dict[str, RunDirecto
 
 def steps(directory: RunDirectory) -> list[tuple[float, float, float]]:
     rows = [row for row in directory.read_metrics() if "train/loss" in row]
-    return [(row["train/sft_loss"], row["train/kl"], row["train/grad_norm"]) for row in rows]
+    return [(row["train/sft_loss"], row.get("train/kl", 0.0), row["train/grad_norm"]) for row in rows]
 
 
 def values(directory: RunDirectory, key: str) -> list[float]:

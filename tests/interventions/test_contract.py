@@ -115,7 +115,7 @@ def test_names_and_values_are_the_same_in_another_process(case: Case) -> None:
 def test_detach_restores_the_bare_backbone(case: Case, reference: Tensor) -> None:
     backbone = tiny_backbone()
     names = [name for name, _ in backbone.named_modules()]
-    before = snapshot(backbone)
+    before, attributes = snapshot(backbone), set(vars(backbone.model))
     for _ in range(2):
         intervention = attached(case, backbone=backbone)
         output(backbone).sum().backward()
@@ -124,7 +124,7 @@ def test_detach_restores_the_bare_backbone(case: Case, reference: Tensor) -> Non
         assert_same(before, snapshot(backbone))
         assert not any(module._forward_hooks for module in backbone.modules())
         assert torch.equal(output(backbone), reference)
-        assert type(backbone.model) is type(tiny_model())
+        assert type(backbone.model) is type(tiny_model()) and set(vars(backbone.model)) == attributes
 
 
 def test_using_it_unattached_says_so(case: Case) -> None:
