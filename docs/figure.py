@@ -40,8 +40,8 @@ def draw(compared: dict[str, Any]) -> str:
             parts += _bar(row, top + number * (BAR + 4), scale, COLOURS[number])
     parts.append(f'<line x1="{LEFT}" y1="60" x2="{LEFT}" y2="{height - 30}" stroke="#111"/>')
     parts.append(
-        f'<text x="12" y="{height - 10}" fill="#444" font-size="12">SmolLM2-135M, rank-8 LoRA; the KL data of '
-        "narrow covers fitness and money, not travel.</text></svg>"
+        f'<text x="12" y="{height - 10}" fill="#444" font-size="12">SmolLM2-135M, rank-8 LoRA; '
+        "the KL data of narrow covers fitness and money, not travel.</text></svg>"
     )
     return "\n".join(parts) + "\n"
 

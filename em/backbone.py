@@ -33,7 +33,6 @@ class Backbone(nn.Module):
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = ""):
         super().__init__()
         self.model = model.requires_grad_(False).eval()
-        _without_dropout(self.model)
         self.tokenizer = tokenizer
         self.name = name or str(model.config._name_or_path)
         config = model.config.get_text_config()
@@ -152,7 +151,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def _fingerprint(self) -> str:
-        """Identifies the weights at any precision: a hash over a sample rounded to bfloat16."""
+        """Identifies the weights, in float32 or bfloat16: a hash over a sample rounded to bfloat16."""
         digest = hashlib.sha256(f"{self.num_layers} {self.hidden_size} {self.vocab_size}".encode())
         for name, parameter in sorted(self.model.named_parameters()):
             flat = parameter.detach().flatten()
@@ -169,13 +168,3 @@ class Backbone(nn.Module):
             "hidden_size": self.hidden_size,
             "vocab_size": self.vocab_size,
         }
-
-
-def _without_dropout(model: nn.Module) -> None:
-    """A frozen model answers the same in every mode; only adapters may have dropout of their own."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)

@@ -188,7 +188,6 @@ def fit(experiment: Experiment, trainer: pl.Trainer, resume: bool) -> None:
         # On purpose: SFTModule switches on the modules that act in training mode.
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
         checkpoint = str(experiment.run.checkpoint) if resume else None
-        experiment.module.train()
         trainer.fit(experiment.module, None, None, experiment.data, checkpoint, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
@@ -265,9 +264,12 @@ def make_trainer(experiment: Experiment, step: int = 0) -> tuple[pl.Trainer, Any
 
 
 def _accelerator(config: Config) -> str:
-    if config.trainer.accelerator != "auto" or config.backbone.device == "auto":
+    if config.trainer.accelerator != "auto":
         return config.trainer.accelerator
-    return "gpu" if config.backbone.device.startswith("cuda") else config.backbone.device
+    if config.backbone.device != "auto":
+        return "gpu" if config.backbone.device.startswith("cuda") else config.backbone.device
+    # Not Lightning's own `auto`: it would take Apple's MPS, which has no float64 for exact sums.
+    return "gpu" if torch.cuda.is_available() else "cpu"
 
 
 def _strategy(config: Config) -> Any:

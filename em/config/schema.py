@@ -17,7 +17,7 @@ class BackboneConfig:
     model: str = "smollm2"  # hub id, local folder, .gguf file, or the alias `smollm2`
     revision: str | None = None  # hub revision
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; only for a single process
+    device: str = "auto"  # auto, cpu, cuda, cuda:1; only for a single process
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     gradient_checkpointing: bool = False
 

@@ -94,10 +94,11 @@ class FullFinetune(Intervention):
 
     @contextmanager
     def perturbed(self, epsilon: float, generator: torch.Generator) -> Iterator[None]:
+        """Noise tensor by tensor; a tensor of one number has no orthogonal direction and stays as it is."""
         values: dict[str, Tensor] = {}
         for name, (dx, _) in self.update().parts.items():
             noise = torch.randn(dx.shape, generator=generator).to(dx)
-            if epsilon == 0 or not bool(dx.any()):
+            if epsilon == 0 or dx.numel() < 2 or not bool(dx.any()):
                 continue
             x, y = Update({"": (dx, None)}), Update({"": (noise, None)})
             p, q = orthogonal_mix(epsilon, x.inner(x), y.inner(y), x.inner(y))

@@ -129,9 +129,6 @@ class Lora(Intervention):
         assert self._peft is not None
         self.backbone.model = self._peft.unload()
         self.backbone.model.requires_grad_(False)
-        # PEFT leaves its configuration on the model and warns about a second adapter at the next attach.
-        if hasattr(self.backbone.model, "peft_config"):
-            del self.backbone.model.peft_config
         self._peft, self._backbone, self._targets = None, None, {}
 
     @contextmanager

@@ -32,7 +32,8 @@ class SteeringVector(Intervention):
 
     Args:
         layer: index of the decoder layer.
-        point: `mlp` (before the residual sum, the paper's), `attention` or `block` (after the sum).
+        point: `mlp` (before the residual sum, the paper's), `attention` or `block` (after the sum). Gemma 2
+            and 3 normalise the outputs of MLP and attention, so there only `block` adds exactly α·v.
         positions: `all`, or `answer`: the positions from which an answer token is predicted.
         scale: constant factor α; the norm of the intervention is ‖v‖·α.
         init: `zero`, or a safetensors file or adapter folder holding `vector` of shape (D,).
