@@ -1,14 +1,9 @@
 """The run directory: claim it, write it, read it back."""
 
 import fcntl
-import hashlib
-import importlib.metadata
 import json
 import logging
-import os
-import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 import yaml
 
 from em.backbone import Backbone
@@ -25,13 +19,13 @@ from em.config import Config, build, check, to_dict, to_yaml
 from em.errors import ConfigError, RunError
 from em.files import write_json, write_text
 from em.loading import load_backbone
+from em.origin import origin
 from em.progress import is_main_process
 
 if TYPE_CHECKING:  # runs stands left of interventions; at run time they are built by name
     from em.interventions.base import Intervention
 
 State = Literal["fresh", "resumable", "finished"]
-PACKAGES = ("torch", "lightning", "transformers", "peft", "torchmetrics", "wandb", "omegaconf", "numpy")
 # Keys that change where a run happens or is logged, but not what it computes.
 NEUTRAL = ("overwrite", "runs_dir", "wandb", "backbone.device", "trainer.checkpoint_every_n_steps")
 
@@ -114,7 +108,7 @@ class RunDirectory:
         if state == "fresh" and is_main_process():
             write_text(self.path / "config.yaml", to_yaml(config))
             self.update_manifest(
-                config=to_dict(config), status="running", started=_now(), seeds=_seeds(config), **_origin()
+                config=to_dict(config), status="running", started=_now(), seeds=_seeds(config), **origin()
             )
         return state
 
@@ -237,41 +231,6 @@ def _now() -> str:
 
 def _seeds(config: Config) -> dict[str, int]:
     return {"seed": config.seed, "split_seed": config.data.split_seed}
-
-
-def _origin() -> dict[str, Any]:
-    """Versions, code state and hardware; no environment variables and no host name."""
-    versions = {name: _version(name) for name in PACKAGES}
-    cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    hardware = {
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "cuda": cuda,
-    }
-    return {"python": platform.python_version(), "versions": versions, "git": _git(), "hardware": hardware}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _git() -> dict[str, Any] | None:
-    root = Path(__file__).parent.parent
-
-    def ask(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        changes = ask("status", "--porcelain", "--untracked-files=no")
-        difference = hashlib.sha256(ask("diff", "HEAD").encode()).hexdigest()[:16] if changes else None
-        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(changes), "diff_sha256": difference}
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 class Stopwatch:

@@ -15,9 +15,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from em.backbone import Backbone
+from em.building import run_directory, world_size
 from em.config import Config, Suite
 from em.errors import EmError, RunError
-from em.experiment import run_directory, train, world_size
+from em.experiment import train
 from em.files import write_json
 from em.loading import load_backbone
 from em.progress import is_main_process, say
@@ -121,8 +122,9 @@ def show(compared: dict[str, Any], console: Console | None = None) -> None:
     if rows:
         console.print(_table(good, rows))
         console.print(
-            "Held-out answers, nats per token. before: loss of the reference; after: of the adapted model;\n"
-            "shift: after − before, ± half a 95% interval over prompts; KL: KL(reference ‖ adapted).",
+            "Loss on held-out answers in nats per token: of the reference (before), of the\n"
+            "adapted model (after); shift = after − before, ± half a 95% interval over\n"
+            "prompts; KL(reference ‖ adapted) on the same tokens.",
             style="dim",
         )
     for name, member in compared["members"].items():

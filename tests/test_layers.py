@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     ["errors"],
     ["config", "hooks", "stats", "files", "progress"],
-    ["backbone", "loading", "chat", "runs"],
+    ["backbone", "loading", "chat", "origin", "runs"],
     ["datamodules"],
     ["interventions"],
     ["modules"],
@@ -18,7 +18,7 @@ LAYERS = [
     ["measurements"],
     ["callbacks"],
     ["report"],
-    ["experiment", "suite", "quiet", "cli", "__main__", "train"],
+    ["building", "trainer", "experiment", "suite", "quiet", "cli", "__main__", "train"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from em import experiment, runs
+from em.building import run_directory
 from em.config import check
+from em.datamodules.chat import ChatData
 from em.datamodules.rows import collate
 from em.errors import AdapterError, RunError
 from em.loading import load_backbone
@@ -32,7 +34,7 @@ def test_load_gives_back_the_adapted_model(tmp_path: Path, kind: str) -> None:
     loaded = runs.load(run.path)
     rows = {row["domain"]: row for row in run.read_table("domains")["domains"]}
     config = check(raw)
-    data = experiment.ChatData(config.data, config.kl, config.trainer, loaded.backbone.tokenizer, config.seed)
+    data = ChatData(config.data, config.kl, config.trainer, loaded.backbone.tokenizer, config.seed)
     batch = collate(data.domains["tent"], range(len(data.domains["tent"])), data.pad)
     with torch.no_grad():
         logits = loaded.backbone.logits(loaded.backbone.trunk(batch.input_ids_BT)[batch.predicts_BT])
@@ -84,7 +86,7 @@ def test_a_foreign_folder_is_not_touched(tmp_path: Path) -> None:
 def test_two_processes_cannot_share_a_directory(tmp_path: Path) -> None:
     config = check(tiny_config(tmp_path))
     with (
-        experiment.run_directory(config).locked(),
+        run_directory(config).locked(),
         pytest.raises(RunError, match="in use by another process"),
     ):
         experiment.train(config)

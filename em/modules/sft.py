@@ -15,10 +15,11 @@ from em import hooks
 from em.backbone import Backbone
 from em.config.schema import KLConfig, OptimizerConfig
 from em.datamodules.rows import MicroBatch, Rows, joined
-from em.errors import ConfigError, TrainingError
+from em.errors import TrainingError
 from em.hooks import keyed_seed
 from em.interventions.base import Intervention
 from em.modules.losses import ReferenceStates, cross_entropy_term, divergence_term, head_sum, head_values
+from em.modules.optimizers import make_optimizer
 from em.modules.schedules import kl_factor, lr_factor
 
 
@@ -251,24 +252,10 @@ class SFTModule(pl.LightningModule):
         self.restart_clock()
 
     def configure_optimizers(self) -> Any:
-        config = self.optimizer_config
         parameters = list(self.intervention.trainable_parameters().values())
-        options: dict[str, Any] = {
-            "lr": config.lr,
-            "weight_decay": config.weight_decay,
-            "betas": tuple(config.betas),
-            "eps": config.eps,
-        }
-        if config.name == "adamw_8bit":
-            try:
-                from bitsandbytes.optim import AdamW8bit
-            except ImportError as error:
-                raise ConfigError("optimizer.name: adamw_8bit needs the package bitsandbytes") from error
-            optimizer: torch.optim.Optimizer = AdamW8bit(parameters, **options)
-        else:
-            optimizer = torch.optim.AdamW(parameters, **options)
+        optimizer = make_optimizer(self.optimizer_config, parameters)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: lr_factor(config, step, self.steps)
+            optimizer, lambda step: lr_factor(self.optimizer_config, step, self.steps)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -1,0 +1,105 @@
+"""From a configuration to everything that training needs."""
+
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+import torch
+
+from em.backbone import Backbone
+from em.callbacks.base import MeasurementCallback
+from em.config import Config, build
+from em.datamodules.chat import ChatData
+from em.errors import BackboneError
+from em.hooks import keyed_seed
+from em.interventions.base import Intervention
+from em.loading import load_backbone
+from em.modules.sft import SFTModule
+from em.progress import say
+from em.runs import RunDirectory
+
+
+@dataclass
+class Experiment:
+    """What a configuration builds: everything that training needs, attached and ready.
+
+    Args:
+        config: the checked configuration.
+        run: its run directory.
+        backbone: with `intervention` attached.
+        data: read and encoded.
+        module: the LightningModule.
+        callbacks: measurements, by the order of the config.
+    """
+
+    config: Config
+    run: RunDirectory
+    backbone: Backbone
+    intervention: Intervention
+    data: ChatData
+    module: SFTModule
+    callbacks: list[MeasurementCallback]
+
+
+def run_directory(config: Config) -> RunDirectory:
+    return RunDirectory(f"{config.runs_dir}/{config.name}")
+
+
+def seed_everything(config: Config) -> None:
+    """Seed the global streams (everything of ours is keyed) and set threads."""
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    pl.seed_everything(keyed_seed(config.seed, "global") % 2**32, verbose=False)
+
+
+def build_experiment(config: Config, run: RunDirectory, backbone: Backbone | None = None) -> Experiment:
+    """Load the backbone, read the data, attach the intervention.
+
+    Args:
+        backbone: already loaded with `config.backbone`, shared by the members of a suite.
+
+    Raises:
+        EmError: whatever of model, data or adapter cannot be used.
+    """
+    if backbone is None:
+        say(f"{config.name}: loading {config.backbone.model}")
+        backbone = load_backbone(config.backbone)
+    data = ChatData(
+        config.data, config.kl, config.trainer, backbone.tokenizer, config.seed, world_size(config)
+    )
+    reference = None if config.reference is None else load_backbone(config.reference)
+    if reference is not None and reference.vocab_size != backbone.vocab_size:
+        raise BackboneError(
+            f"reference.model {reference.name} has {reference.vocab_size} tokens, backbone.model "
+            f"{backbone.name} has {backbone.vocab_size}; the KL term needs one vocabulary"
+        )
+    intervention: Intervention = build(config.intervention, "interventions")
+    intervention.attach(backbone, config.seed)
+    module = SFTModule(
+        backbone,
+        intervention,
+        config.kl,
+        config.optimizer,
+        data.steps,
+        data.accumulate,
+        data.pad,
+        config.seed,
+        reference,
+    )
+    callbacks = []
+    for name, component in config.callbacks.items():
+        callback: MeasurementCallback = build(component, "callbacks")
+        callback.name, callback.run = name, run
+        callbacks.append(callback)
+    return Experiment(config, run, backbone, intervention, data, module, callbacks)
+
+
+def world_size(config: Config) -> int:
+    """Processes of a run: `auto` and −1 count accelerators, `"0,2"` names two of them."""
+    devices = config.trainer.devices
+    if isinstance(devices, str) and "," in devices:
+        count = len([part for part in devices.split(",") if part.strip()])
+    elif str(devices) in ("auto", "-1"):
+        count = max(1, torch.cuda.device_count())
+    else:
+        count = int(devices)
+    return count * config.trainer.num_nodes
