@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,7 +109,12 @@ class RunDirectory:
         if state == "fresh" and is_main_process():
             write_text(self.path / "config.yaml", to_yaml(config))
             self.update_manifest(
-                config=to_dict(config), status="running", started=_now(), seeds=_seeds(config), **origin()
+                config=to_dict(config),
+                status="running",
+                started=_now(),
+                seeds=_seeds(config),
+                wandb_id=uuid.uuid4().hex[:8],
+                **origin(),
             )
         return state
 

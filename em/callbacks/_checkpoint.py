@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from em.datamodules.rows import MicroBatch
 from em.errors import Interrupted, RunError
 from em.files import write_atomically
+from em.progress import say
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -67,6 +68,7 @@ class CheckpointSaver(Checkpoint):
         if self._signal is not None:
             os._exit(128 + number)
         self._signal = number
+        say("stopping after this step and saving; once more stops at once, the last checkpoint stands")
 
     def on_train_batch_end(
         self,
@@ -104,6 +106,8 @@ class CheckpointSaver(Checkpoint):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._restore()
+        if self._signal is not None:  # it came while the final measurements ran; the last step is saved
+            raise Interrupted("stopped after the last step; its state is saved", self._signal)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException

@@ -67,6 +67,8 @@ def wandb_logger(config: Config, run: RunDirectory) -> WandbLogger | None:
         name=config.name,
         save_dir=str(run.path),
         offline=config.wandb.mode == "offline",
+        id=run.manifest().get("wandb_id"),
+        resume="allow" if config.wandb.mode == "online" else None,  # offline runs cannot be resumed
         project=config.wandb.project,
         entity=config.wandb.entity,
         group=config.wandb.group,
