@@ -18,7 +18,9 @@ def main(arguments: list[str]) -> int:
         loaded = load(conf, overrides)  # every configuration error, before anything heavy is imported
         return run(loaded, conf, overrides, member)
     except EmError as error:
-        sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
+        lines = str(error).splitlines()
+        text = lines[0] if len(lines) == 1 else "\n  ".join(["", *lines])
+        sys.stderr.write(f"\n{type(error).__name__}: {text}\n")
         if hasattr(error, "signal_number"):
             sys.stderr.write("Run the same command to go on.\n")
             return 128 + int(error.signal_number)

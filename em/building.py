@@ -12,7 +12,7 @@ from em.datamodules.chat import ChatData
 from em.errors import BackboneError
 from em.hooks import keyed_seed
 from em.interventions.base import Intervention
-from em.loading import load_backbone
+from em.loading import load_backbone, load_tokenizer
 from em.modules.sft import SFTModule
 from em.progress import say
 from em.runs import RunDirectory
@@ -60,12 +60,12 @@ def build_experiment(config: Config, run: RunDirectory, backbone: Backbone | Non
     Raises:
         EmError: whatever of model, data or adapter cannot be used.
     """
+    # Data first: a bad row is found before a large model is loaded.
+    tokenizer = load_tokenizer(config.backbone) if backbone is None else backbone.tokenizer
+    data = ChatData(config.data, config.kl, config.trainer, tokenizer, config.seed, world_size(config))
     if backbone is None:
         say(f"{config.name}: loading {config.backbone.model}")
         backbone = load_backbone(config.backbone)
-    data = ChatData(
-        config.data, config.kl, config.trainer, backbone.tokenizer, config.seed, world_size(config)
-    )
     reference = None if config.reference is None else load_backbone(config.reference)
     if reference is not None and reference.vocab_size != backbone.vocab_size:
         raise BackboneError(

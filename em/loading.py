@@ -5,12 +5,14 @@ import importlib.metadata
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from em.backbone import Backbone
@@ -28,25 +30,41 @@ def load_backbone(config: BackboneConfig) -> Backbone:
         BackboneError: the model cannot be found or read, or its tokenizer has no chat template.
     """
     transformers_logging.disable_progress_bar()
-    source = _resolve(config.model)
+    tokenizer = load_tokenizer(config)
     dtype: Any = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
     attention = None if config.attention == "auto" else config.attention
-    try:
+    with _explained(config.model):
         model = AutoModelForCausalLM.from_pretrained(
-            source, revision=config.revision, dtype=dtype, attn_implementation=attention
+            _resolve(config.model), revision=config.revision, dtype=dtype, attn_implementation=attention
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise BackboneError(
-            f"backbone.model: cannot load {config.model!r}: {str(error).strip().splitlines()[0]}; "
-            "give a hub id that is reachable or cached, a local folder, a .gguf file, or smollm2"
-        ) from error
-    check_tokenizer(tokenizer)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    device = _device(config.device)
-    nn.Module.to(model, device)
+    nn.Module.to(model, _device(config.device))
     return Backbone(model, tokenizer, config.model)
+
+
+def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer alone, so that data can be read and refused before a large model is loaded.
+
+    Raises:
+        BackboneError: it cannot be found or read, is not a fast one, or has no chat template.
+    """
+    with _explained(config.model):
+        tokenizer = AutoTokenizer.from_pretrained(_resolve(config.model), revision=config.revision)
+    check_tokenizer(tokenizer)
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+@contextmanager
+def _explained(model: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BackboneError(
+            f"backbone.model: cannot load {model!r}: {reason}; "
+            "give a hub id that is reachable or cached, a local folder, a .gguf file, or smollm2"
+        ) from error
 
 
 def _device(name: str) -> torch.device:

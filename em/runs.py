@@ -90,6 +90,8 @@ class RunDirectory:
                 raise RunError(f"{self.path} is not empty and not a run; choose another name=…")
             return "fresh"
         different = differences(manifest.get("config", {}), to_dict(config))
+        if different and not self.checkpoint.is_file() and not self.adapter.is_dir():
+            return "fresh"  # it failed before anything was trained, so there is nothing to lose
         if different:
             raise RunError(
                 f"{self.path} holds a run with another configuration: {'; '.join(different[:5])}; "

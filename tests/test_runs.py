@@ -14,7 +14,7 @@ from em.building import run_directory
 from em.config import check
 from em.datamodules.chat import ChatData
 from em.datamodules.rows import collate
-from em.errors import AdapterError, RunError
+from em.errors import AdapterError, DataError, RunError
 from em.loading import load_backbone
 from em.runs import RunDirectory, differences
 from tests.tiny import save_tiny, tiny_config
@@ -90,6 +90,16 @@ def test_two_processes_cannot_share_a_directory(tmp_path: Path) -> None:
         pytest.raises(RunError, match="in use by another process"),
     ):
         experiment.train(config)
+
+
+def test_a_run_that_never_trained_does_not_block_its_name(tmp_path: Path) -> None:
+    raw = tiny_config(tmp_path, data={"train": [{"path": str(tmp_path / "bad.jsonl")}]})
+    (tmp_path / "bad.jsonl").write_text("not json\n")
+    with pytest.raises(DataError, match=r"bad\.jsonl:1: not JSON"):
+        experiment.train(check(raw))
+    assert RunDirectory(tmp_path / "runs" / "tiny").manifest()["status"] == "failed"
+    run = experiment.train(check(tiny_config(tmp_path)))
+    assert run.manifest()["status"] == "finished" and "error" in run.manifest()
 
 
 def test_neutral_keys_do_not_make_another_run() -> None:
