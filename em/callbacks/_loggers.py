@@ -76,6 +76,8 @@ def wandb_logger(config: Config, run: RunDirectory) -> WandbLogger | None:
         settings=settings,
         config=to_dict(config),
     )
+    # Lightning always passes this argument, and wandb warns about it in every run.
+    logger._wandb_init.pop("anonymous", None)
     return logger
 
 
