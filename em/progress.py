@@ -1,7 +1,7 @@
 """Progress with an estimate: a bar on a terminal, a line every few seconds elsewhere."""
 
+import logging
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
@@ -138,7 +138,7 @@ def clock(seconds: float) -> str:
 
 
 def say(text: str) -> None:
-    """One plain line for the user, from the main process only; nothing in it is markup."""
+    """One plain line for the user and the run's log, from the main process; nothing in it is markup."""
     if is_main_process():
-        console.print(text, markup=False)
-        sys.stderr.flush()
+        console.print(text, markup=False, emoji=False)
+        logging.getLogger("em").info(text)

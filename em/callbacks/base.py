@@ -1,6 +1,5 @@
 """The extension surface: subclass MeasurementCallback and write one method."""
 
-import logging
 import random
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -20,10 +19,10 @@ from em.files import write_json
 from em.hooks import generator_for
 from em.interventions.base import Intervention
 from em.modules.sft import SFTModule
+from em.progress import say
 from em.runs import RunDirectory
 
 When = Literal["start", "end", "step"]
-logger = logging.getLogger("em.callbacks")
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ class MeasurementCallback(pl.Callback):
             except EmError as error:
                 if self.on_error == "raise":
                     raise
-                logger.warning("%s failed at step %d: %s", self.name, context.step, error)
+                say(f"callback {self.name} failed at step {context.step}, training goes on: {error}")
                 return
         named = {f"{self.name}/{key}": float(value) for key, value in metrics.items()}
         for sink in trainer.loggers:
