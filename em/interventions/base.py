@@ -153,11 +153,11 @@ class Intervention(ABC):
         Raises:
             AdapterError: the values have another shape and FSDP2 has sharded the parameters.
         """
-        parameters = self.trainable_parameters()
         if self.backbone.sharded:
-            with self._swapped_shards({parameters[name]: value for name, value in values.items()}):
+            with self._swapped_shards(values):
                 yield
             return
+        parameters = self.trainable_parameters()
         kept = {name: parameters[name].data for name in values}
         try:
             for name, value in values.items():
@@ -168,28 +168,28 @@ class Intervention(ABC):
                 parameters[name].data = value
 
     @contextmanager
-    def _swapped_shards(self, values: dict[nn.Parameter, Tensor]) -> Iterator[None]:
+    def _swapped_shards(self, values: dict[str, Tensor]) -> Iterator[None]:
         # FSDP2 gathers from the shards' own storage, so they are written in place; what it has gathered
-        # for the root stays gathered after a pass and would be stale.
-        if any(parameter.shape != value.shape for parameter, value in values.items()):
+        # for the root stays gathered after a pass, which hides the shards and would be stale.
+        root = cast(FSDPModule, self.backbone)
+        root.reshard()
+        shards = {name: cast(DTensor, self.trainable_parameters()[name].data) for name in values}
+        if any(shards[name].shape != value.shape for name, value in values.items()):
             raise AdapterError(
                 "under trainer.strategy=fsdp2 a LoRA cannot be perturbed, because its rank doubles; measure "
                 "in one process from the run directory instead"
             )
-        shards = {parameter: cast(DTensor, parameter.data) for parameter in values}
-        kept = {parameter: shard.to_local().clone() for parameter, shard in shards.items()}
-        root = cast(FSDPModule, self.backbone)
-        root.reshard()
+        kept = {name: shard.to_local().clone() for name, shard in shards.items()}
         try:
-            for parameter, value in values.items():
-                shard = shards[parameter]
+            for name, value in values.items():
+                shard = shards[name]
                 new = distribute_tensor(value.to(shard.device), shard.device_mesh, shard.placements)
                 shard.to_local().copy_(new.to_local())
             yield
         finally:
             root.reshard()
-            for parameter, shard in shards.items():
-                shard.to_local().copy_(kept[parameter])
+            for name, shard in shards.items():
+                shard.to_local().copy_(kept[name])
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
