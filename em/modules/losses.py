@@ -54,8 +54,9 @@ class ReferenceStates:
     @classmethod
     def of(cls, backbone: Backbone, hidden_ND: Tensor) -> "ReferenceStates":
         """Remembers the head as it is now: call inside `disabled()` when the head itself is trained."""
-        bias = backbone.head.bias
-        weight = backbone.head.weight.detach()
+        weight, bias = backbone.head.weight.detach(), backbone.head.bias
+        if backbone.sharded and backbone.head.weight.requires_grad:
+            weight = weight.clone()  # FSDP2 gathers the trained head into the same storage later
         return cls(backbone, hidden_ND.detach(), weight, None if bias is None else bias.detach())
 
     @torch.no_grad()
