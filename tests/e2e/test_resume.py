@@ -53,7 +53,7 @@ def uninterrupted(folder: Path) -> RunDirectory:
     return RunDirectory(folder / "runs" / "whole")
 
 
-@pytest.mark.parametrize("kill_at", [1, 6, random.Random().randint(2, STEPS - 1)])
+@pytest.mark.parametrize("kill_at", [1, 6, random.choice([2, 3, 4, 5, 7, 8])])
 def test_kill_9_and_again_gives_identical_weights(
     folder: Path, uninterrupted: RunDirectory, kill_at: int
 ) -> None:
