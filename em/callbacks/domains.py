@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from em.callbacks.base import MeasurementCallback, RunContext
-from em.measurements.held_out import ExampleScore, TokenMean, score
+from em.measurements.held_out import ExampleScore, score, token_means
 from em.progress import Task
 from em.stats import clustered_mean
 
@@ -57,13 +57,8 @@ class Domains(MeasurementCallback):
         return scores
 
     def _row(self, context: RunContext, name: str, scores: list[ExampleScore]) -> dict[str, Any]:
-        means = {}
-        for key, field in (("loss", "nll"), ("loss_reference", "nll_reference"), ("kl", "kl")):
-            metric = TokenMean()  # adds up over processes when it is computed
-            if context.world_size > 1:
-                metric.to(context.module.device)
-            metric.update(sum(getattr(one, field) for one in scores), sum(one.tokens for one in scores))
-            means[key] = float(metric.compute())
+        device = context.module.device if context.world_size > 1 else "cpu"
+        means = token_means(scores, device)
         every = sorted((one for part in context.gather(scores) for one in part), key=lambda one: one.index)
         prompts = [context.data.domains[name][one.index].prompt for one in every]
         tokens = np.array([one.tokens for one in every])
@@ -78,6 +73,5 @@ class Domains(MeasurementCallback):
             "shift": means["loss"] - means["loss_reference"],
             "shift_interval": clustered_mean(shift, tokens, prompts, self.resamples, context.seed),
             "kl_interval": clustered_mean(kl, tokens, prompts, self.resamples, context.seed),
-            "perplexity": float(np.exp(means["loss"])),
             "rows": [{"where": context.data.domains[name][one.index].where, **vars(one)} for one in every],
         }

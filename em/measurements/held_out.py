@@ -87,12 +87,17 @@ def score(
     return scores
 
 
-def token_means(scores: list[ExampleScore]) -> dict[str, float]:
-    """Token-weighted means of a domain: loss, loss_reference and kl in nats per token, and perplexity."""
+def token_means(scores: list[ExampleScore], device: torch.device | str = "cpu") -> dict[str, float]:
+    """Token-weighted means over all processes: loss, loss_reference, kl (nats per token), and perplexity.
+
+    Args:
+        scores: this process's share.
+        device: where processes can add up, for example the GPU under NCCL.
+    """
     values = {"loss": "nll", "loss_reference": "nll_reference", "kl": "kl"}
     means = {}
     for name, field in values.items():
-        metric = TokenMean()
+        metric = TokenMean().to(device)
         metric.update(sum(getattr(one, field) for one in scores), sum(one.tokens for one in scores))
         means[name] = float(metric.compute())
     return {**means, "perplexity": float(np.exp(means["loss"]))}
