@@ -1,5 +1,6 @@
 """From a configuration to everything that training needs."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import lightning.pytorch as pl
@@ -11,6 +12,7 @@ from em.config import Config, build
 from em.datamodules.chat import ChatData
 from em.errors import BackboneError
 from em.hooks import keyed_seed
+from em.interventions._fixed import FixedIntervention
 from em.interventions.base import Intervention
 from em.loading import load_backbone, load_tokenizer
 from em.modules.sft import SFTModule
@@ -25,7 +27,8 @@ class Experiment:
     Args:
         config: the checked configuration.
         run: its run directory.
-        backbone: with `intervention` attached.
+        backbone: with `intervention` and `during_training` attached.
+        during_training: fixed interventions that act in training passes only.
         data: read and encoded.
         module: the LightningModule.
         callbacks: measurements, by the order of the config.
@@ -35,9 +38,15 @@ class Experiment:
     run: RunDirectory
     backbone: Backbone
     intervention: Intervention
+    during_training: list[FixedIntervention]
     data: ChatData
     module: SFTModule
     callbacks: list[MeasurementCallback]
+
+    def detach(self) -> None:
+        """Give the backbone back as it was."""
+        for intervention in (*self.during_training, self.intervention):
+            intervention.detach()
 
 
 def run_directory(config: Config) -> RunDirectory:
@@ -72,8 +81,7 @@ def build_experiment(config: Config, run: RunDirectory, backbone: Backbone | Non
             f"reference.model {reference.name} has {reference.vocab_size} tokens, backbone.model "
             f"{backbone.name} has {backbone.vocab_size}; the KL term needs one vocabulary"
         )
-    intervention: Intervention = build(config.intervention, "interventions")
-    intervention.attach(backbone, config.seed)
+    intervention, during_training = attach(config, backbone)
     module = SFTModule(
         backbone,
         intervention,
@@ -84,13 +92,30 @@ def build_experiment(config: Config, run: RunDirectory, backbone: Backbone | Non
         data.pad,
         config.seed,
         reference,
+        during_training,
     )
     callbacks = []
     for name, component in config.callbacks.items():
         callback: MeasurementCallback = build(component, "callbacks")
         callback.name, callback.run = name, run
         callbacks.append(callback)
-    return Experiment(config, run, backbone, intervention, data, module, callbacks)
+    return Experiment(config, run, backbone, intervention, during_training, data, module, callbacks)
+
+
+def attach(config: Config, backbone: Backbone) -> tuple[Intervention, list[FixedIntervention]]:
+    """What is trained, and after it what acts in training only; all of them or, after an error, none."""
+    with ExitStack() as undo:
+        intervention: Intervention = build(config.intervention, "interventions")
+        intervention.attach(backbone, config.seed)
+        undo.callback(intervention.detach)
+        during_training: list[FixedIntervention] = []
+        for component in config.during_training:
+            fixed: FixedIntervention = build(component, "interventions")
+            fixed.attach(backbone, config.seed)
+            undo.callback(fixed.detach)
+            during_training.append(fixed)
+        undo.pop_all()
+    return intervention, during_training
 
 
 def world_size(config: Config) -> int:

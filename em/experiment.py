@@ -56,7 +56,7 @@ def _train(
 ) -> None:
     seed_everything(config)
     experiment = build_experiment(config, run, backbone)
-    stack.callback(experiment.intervention.detach)
+    stack.callback(experiment.detach)
     _report_data(experiment)
     run.update_manifest(
         status="running",

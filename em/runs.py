@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # runs stands left of interventions; at run time they are bui
 
 State = Literal["fresh", "resumable", "finished"]
 # Keys that change where a run happens or is logged, but not what it computes.
-NEUTRAL = ("overwrite", "runs_dir", "wandb", "backbone.device", "trainer.checkpoint_every_n_steps")
+NEUTRAL = ("overwrite", "runs_dir", "wandb", "compare", "backbone.device", "trainer.checkpoint_every_n_steps")
 
 
 class RunDirectory:
@@ -171,6 +171,55 @@ class RunDirectory:
 
 
 @dataclass(frozen=True)
+class RunRecord:
+    """A trained run as its directory describes it, with nothing loaded."""
+
+    directory: RunDirectory
+    config: Config
+    manifest: dict[str, Any]
+
+    @contextmanager
+    def adapted(self, backbone: Backbone) -> Iterator["Intervention"]:
+        """The trained intervention on a backbone for the length of a `with` block.
+
+        Raises:
+            AdapterError: the adapter does not belong to the backbone.
+        """
+        intervention: Intervention = build(self.config.intervention, "interventions")
+        intervention.attach(backbone, self.config.seed)
+        try:
+            intervention.load(self.directory.adapter)
+            yield intervention
+        finally:
+            intervention.detach()
+
+
+def read(path: Path | str) -> RunRecord:
+    """Read a run's configuration and manifest.
+
+    Raises:
+        RunError: the directory is no run, not trained to the end, or lacks its adapter.
+    """
+    directory = RunDirectory(path)
+    try:
+        raw = yaml.safe_load((directory.path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise RunError(f"{path}: no readable config.yaml; is this a run directory? ({error})") from error
+    manifest = directory.manifest()
+    if manifest.get("status") not in ("trained", "finished"):
+        raise RunError(
+            f"{path}: its status is {manifest.get('status')!r}; run its training command to the end"
+        )
+    if not directory.adapter.is_dir():
+        raise RunError(f"{path}: has no adapter/; train it again with overwrite=true")
+    try:
+        config = check(raw, files=False)
+    except ConfigError as error:
+        raise RunError(f"{directory.path / 'config.yaml'}: {error}") from error
+    return RunRecord(directory, config, manifest)
+
+
+@dataclass(frozen=True)
 class LoadedRun:
     """A run read back: the backbone with the trained intervention attached."""
 
@@ -192,25 +241,13 @@ def load(path: Path | str, backbone: Backbone | None = None) -> LoadedRun:
         RunError: the directory is no run or not trained to the end.
         AdapterError: the adapter does not belong to the backbone.
     """
-    directory = RunDirectory(path)
-    try:
-        raw = yaml.safe_load((directory.path / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise RunError(f"{path}: no readable config.yaml; is this a run directory? ({error})") from error
-    manifest = directory.manifest()
-    if manifest.get("status") not in ("trained", "finished"):
-        raise RunError(
-            f"{path}: its status is {manifest.get('status')!r}; run its training command to the end"
-        )
-    try:
-        config = check(raw, files=False)
-    except ConfigError as error:
-        raise RunError(f"{directory.path / 'config.yaml'}: {error}") from error
+    record = read(path)
+    directory, config = record.directory, record.config
     backbone = backbone or load_backbone(config.backbone)
     intervention: Intervention = build(config.intervention, "interventions")
     intervention.attach(backbone, config.seed)
     intervention.load(directory.adapter)
-    return LoadedRun(directory, config, backbone, intervention, manifest)
+    return LoadedRun(directory, config, backbone, intervention, record.manifest)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

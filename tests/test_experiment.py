@@ -7,11 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from em import experiment
+from em import experiment, runs
 from em.config import check
-from em.errors import BackboneError, TrainingError
+from em.errors import AdapterError, BackboneError, TrainingError
+from em.hooks import Site
+from em.interventions._direction import Direction
+from em.loading import load_backbone
 from em.runs import RunDirectory
-from tests.tiny import save_tiny, tiny_config
+from tests.interventions.examples import direction
+from tests.tiny import save_tiny, tiny_config, token_ids
 
 
 def train(folder: Path, **changes: Any) -> RunDirectory:
@@ -117,3 +121,50 @@ def test_gradient_checkpointing_changes_no_weight(tmp_path: Path) -> None:
     saved = weights(train(tmp_path, name="saved", backbone={"gradient_checkpointing": True}))
     for name, value in plain.items():
         torch.testing.assert_close(saved[name], value, rtol=0, atol=1e-6)
+
+
+KINDS: dict[str, list[dict[str, Any]]] = {
+    "steered": [{"kind": "steering", "layers": 1, "coefficient": 3.0, "relative": True}],
+    "ablated": [{"kind": "ablation", "layers": "all", "source": 1}],
+}
+
+
+def test_during_training_changes_what_is_learnt_and_nothing_that_is_measured(tmp_path: Path) -> None:
+    path = tmp_path / "direction.safetensors"
+    direction().save(path)
+    # At a learning rate of nearly 0 every measurement is the reference's, whatever acts in training.
+    options: dict[str, Any] = {
+        "callbacks": {"domains": {"at": ["start", "end"]}},
+        "trainer": {"val_every_n_steps": 2},
+        "optimizer": {"lr": 1.0e-12},
+    }
+    plain, plain_still = train(tmp_path, name="plain"), train(tmp_path, name="plain_still", **options)
+    for name, listed in KINDS.items():
+        during = [{**one, "direction": str(path)} for one in listed]
+        run = train(tmp_path, name=name, during_training=during)
+        assert logged(run, "train/kl")[0] > 0 == logged(plain, "train/kl")[0]
+        assert any(not torch.equal(value, weights(plain)[key]) for key, value in weights(run).items())
+        still = train(tmp_path, name=f"{name}_still", during_training=during, **options)
+        assert logged(still, "train/sft_loss")[0] != pytest.approx(logged(plain_still, "train/sft_loss")[0])
+        for key in ("val/loss", "domains/soup/loss", "domains/soup/kl"):
+            assert logged(still, key) == pytest.approx(logged(plain_still, key), abs=1e-6), key
+            assert logged(still, key)
+        loaded = runs.load(run.path)
+        assert not any(module._forward_hooks for module in loaded.backbone.modules())
+
+
+def test_the_backbone_is_given_back_without_what_acts_in_training(tmp_path: Path) -> None:
+    path = tmp_path / "direction.safetensors"
+    direction().save(path)
+    steering = {"kind": "steering", "direction": str(path), "layers": [0, 2]}
+    config = check(tiny_config(tmp_path, during_training=[steering]))
+    backbone = load_backbone(config.backbone)
+    expected = backbone.trunk(token_ids())
+    experiment.train(config, backbone)
+    assert not any(module._forward_hooks for module in backbone.modules())
+    assert torch.equal(backbone.trunk(token_ids()), expected)
+    Direction({Site(1): torch.ones(33)}).save(path)
+    with pytest.raises(AdapterError, match="width 33, but .* has width 32"):
+        experiment.train(check(tiny_config(tmp_path, name="wide", during_training=[steering])), backbone)
+    assert [name for name, _ in backbone.named_parameters() if "lora" in name] == []
+    assert torch.equal(backbone.trunk(token_ids()), expected)

@@ -59,8 +59,8 @@ def test_nothing_observed_is_an_error() -> None:
 
 def test_coverage_holds_for_dependent_observations() -> None:
     """40 questions of 5 answers that share their question's effect; the true mean is 1."""
-    rng = np.random.default_rng(0)
-    clusters, size, repeats = 40, 5, 200
+    rng = np.random.default_rng(1)
+    clusters, size, repeats = 40, 5, 500
     covered = {"clusters": 0, "observations": 0}
     for repeat in range(repeats):
         effect = np.repeat(rng.normal(1.0, 1.0, size=clusters), size)
@@ -73,5 +73,5 @@ def test_coverage_holds_for_dependent_observations() -> None:
         for how, labels in names.items():
             low, high = clustered_mean(sums, ones, labels, resamples=400, seed=repeat)
             covered[how] += low <= 1.0 <= high
-    assert 0.90 <= covered["clusters"] / repeats <= 0.98
+    assert 0.92 <= covered["clusters"] / repeats <= 0.98
     assert covered["observations"] / repeats < 0.75, "ignoring clusters must look too certain here"

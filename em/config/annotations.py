@@ -7,6 +7,7 @@ from operator import or_
 from types import GenericAlias, NoneType
 from typing import Any, Literal
 
+from em.config import schema
 from em.config.definitions import Source, read
 from em.errors import ConfigError
 
@@ -102,6 +103,8 @@ def _alias(node: ast.expr, source: Source, depth: int) -> Any:
             source = read(module)
         except ConfigError:  # an annotation from a compiled or missing module is not the user's problem
             return Any
+        if module == schema.__name__ and name in source.definitions:
+            return getattr(schema, name)  # `convert` checks a section against its dataclass
         if name in source.assigned:
             return interpret(source.assigned[name], source, depth)
         if source.imported.get(name, dotted) == dotted:

@@ -31,11 +31,14 @@ def check(raw: dict[str, Any], facts: ModelFacts | None = None, *, files: bool =
     if not isinstance(raw, dict):
         raise ConfigError(f"the configuration must be a mapping, got {show(raw)}")
     problems = Problems(list(_paths(Config, "")))
-    config: Config = section({**raw, "intervention": {}, "callbacks": {}}, Config, "", problems)
+    config: Config = section(
+        {**raw, "intervention": {}, "during_training": [], "callbacks": {}}, Config, "", problems
+    )
     if raw.get("intervention") is not None:
         config.intervention = _component(raw["intervention"], "interventions", "intervention", problems)
     else:
         config.intervention = Config().intervention
+    config.during_training = _listed(raw.get("during_training"), "during_training", problems)
     config.callbacks = _callbacks(raw.get("callbacks"), problems)
     lines = list(problems.lines)
     for rule in (*RULES, *MACHINE_RULES) if files else RULES:
@@ -51,6 +54,16 @@ def _paths(cls: Any, prefix: str) -> Iterator[str]:
         yield prefix + name
         if is_dataclass(hint):
             yield from _paths(hint, f"{prefix}{name}.")
+
+
+def _listed(value: Any, key: str, problems: Problems) -> list[Component]:
+    """A list of interventions."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        problems.add(key, f"expected a list of interventions, got {show(value)}")
+        return []
+    return [_component(item, "interventions", f"{key}[{at}]", problems) for at, item in enumerate(value)]
 
 
 def _callbacks(value: Any, problems: Problems) -> dict[str, Component]:

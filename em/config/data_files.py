@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from em.config.schema import Config, SourceConfig
+from em.config.schema import Config, CorpusConfig, SourceConfig
 
 DATA_VARIABLE = "EM_DATA"
 
@@ -15,6 +15,20 @@ def source_lists(config: Config) -> Iterator[tuple[str, list[SourceConfig]]]:
     yield "data.kl", config.data.kl
     for name, sources in config.data.domains.items():
         yield f"data.domains.{name}", sources
+    for name, pair in config.data.pairs.items():
+        yield f"data.pairs.{name}.careless", pair.careless
+        yield f"data.pairs.{name}.careful", pair.careful
+
+
+def corpora(config: Config) -> Iterator[tuple[str, CorpusConfig]]:
+    """Every plain-text corpus, of callbacks and of the comparison, with its key."""
+    for name, component in config.callbacks.items():
+        for option, value in component.items():
+            for index, item in enumerate(value if isinstance(value, list) else []):
+                if isinstance(item, CorpusConfig):
+                    yield f"callbacks.{name}.{option}[{index}]", item
+    for index, item in enumerate(config.compare.corpus if config.compare else []):
+        yield f"compare.corpus[{index}]", item
 
 
 def places(path: str, root: str | None) -> list[Path]:
@@ -27,6 +41,7 @@ def places(path: str, root: str | None) -> list[Path]:
     return list(dict.fromkeys(root / given for root in [*roots, Path.cwd()]))
 
 
-def find(path: str, root: str | None) -> Path | None:
-    """The first of `places` that is a file."""
-    return next((place for place in places(path, root) if place.is_file()), None)
+def find(path: str, root: str | None, folders: bool = False) -> Path | None:
+    """The first of `places` that is a file, or with `folders` a file or folder."""
+    found = (place for place in places(path, root) if place.is_file() or (folders and place.is_dir()))
+    return next(found, None)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
-from em.config.data_files import DATA_VARIABLE, find, places, source_lists
+from em.config.data_files import DATA_VARIABLE, corpora, find, places, source_lists
 from em.config.facts import ModelFacts
 from em.config.schema import Config
 
@@ -15,17 +15,23 @@ def data_files(config: Config, facts: ModelFacts | None) -> Iterator[str]:
     root = config.data.root
     for key, sources in source_lists(config):
         for index, source in enumerate(sources):
-            if source.path is None or find(source.path, root):
-                continue
-            tried = places(source.path, root)
-            line = f"{key}[{index}].path: {source.path!r} is not a file; tried {', '.join(map(str, tried))}"
-            near = _nearest(tried)
-            if near:
-                line += f"; did you mean {near}?"
-            relative = not Path(source.path).expanduser().is_absolute()
-            if relative and not root and not os.environ.get(DATA_VARIABLE):
-                line += f"; set {DATA_VARIABLE} or data.root to your data folder"
-            yield line
+            if source.path is not None and not find(source.path, root):
+                yield _missing(f"{key}[{index}].path", source.path, root, "a file")
+    for key, corpus in corpora(config):
+        if corpus.path is not None and not find(corpus.path, root, folders=True):
+            yield _missing(f"{key}.path", corpus.path, root, "a file or folder")
+
+
+def _missing(key: str, path: str, root: str | None, expected: str) -> str:
+    tried = places(path, root)
+    line = f"{key}: {path!r} is not {expected}; tried {', '.join(map(str, tried))}"
+    near = _nearest(tried)
+    if near:
+        line += f"; did you mean {near}?"
+    relative = not Path(path).expanduser().is_absolute()
+    if relative and not root and not os.environ.get(DATA_VARIABLE):
+        line += f"; set {DATA_VARIABLE} or data.root to your data folder"
+    return line
 
 
 def _nearest(tried: list[Path]) -> str | None:
@@ -53,6 +59,16 @@ def initial_vector(config: Config, facts: ModelFacts | None) -> Iterator[str]:
         yield f"intervention.init: {init!r} does not exist; give zero, a safetensors file or adapter folder"
 
 
+def directions(config: Config, facts: ModelFacts | None) -> Iterator[str]:
+    for index, component in enumerate(config.during_training):
+        path = component.get("direction")
+        if isinstance(path, str) and not Path(path).exists():
+            yield (
+                f"during_training[{index}].direction: {path!r} does not exist; give a safetensors file that "
+                "holds a direction, or a folder with one"
+            )
+
+
 def optimizer_package(config: Config, facts: ModelFacts | None) -> Iterator[str]:
     if config.optimizer.name == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
         yield (
@@ -68,4 +84,4 @@ def wandb_login(config: Config, facts: ModelFacts | None) -> Iterator[str]:
         yield "wandb.mode: online needs `wandb login` or WANDB_API_KEY; or set wandb.mode: offline"
 
 
-MACHINE_RULES = (data_files, models, initial_vector, optimizer_package, wandb_login)
+MACHINE_RULES = (data_files, models, initial_vector, directions, optimizer_package, wandb_login)

@@ -5,9 +5,12 @@ from operator import attrgetter
 from pathlib import PurePosixPath
 from typing import Any
 
-from em.config.data_files import source_lists
+from em.config import data_files
+from em.config.build import NAMING, resolve
 from em.config.facts import ModelFacts
 from em.config.schema import Component, Config
+from em.config.signature import attribute
+from em.errors import ConfigError
 
 Rule = Callable[[Config, ModelFacts | None], Iterator[str]]
 
@@ -51,6 +54,26 @@ def bounds(config: Config, facts: ModelFacts | None) -> Iterator[str]:
             yield f"{key}: expected {words}, got {value}"
 
 
+def comparison(config: Config, facts: ModelFacts | None) -> Iterator[str]:
+    """Grids and counts of the section `compare`."""
+    compare = config.compare
+    if compare is None:
+        return
+    if 1.0 not in compare.factors or min(compare.factors) < 0:
+        yield f"compare.factors: expected numbers at least 0 with 1.0 among them, got {compare.factors}"
+    if not compare.epsilons or not all(0 < epsilon <= 1 for epsilon in compare.epsilons):
+        yield f"compare.epsilons: expected numbers above 0 and at most 1, got {compare.epsilons}"
+    for key in ("examples", "draws", "documents", "controls", "pairs", "train_pairs", "steered_pairs"):
+        if getattr(compare, key) < 1:
+            yield f"compare.{key}: expected at least 1, got {getattr(compare, key)}"
+    if compare.max_tokens < 2:
+        yield f"compare.max_tokens: expected at least 2, got {compare.max_tokens}"
+    if compare.resamples < 100:
+        yield f"compare.resamples: expected at least 100, got {compare.resamples}"
+    if facts is not None and compare.layer is not None and not 0 <= compare.layer < facts.num_layers:
+        yield f"compare.layer: expected 0 to {facts.num_layers - 1}, got {compare.layer}"
+
+
 def run_name(config: Config, facts: ModelFacts | None) -> Iterator[str]:
     parts = config.name.split("/")
     plain = not any(part in ("", ".", "..") for part in parts) and "\\" not in config.name
@@ -67,7 +90,7 @@ def training_rows(config: Config, facts: ModelFacts | None) -> Iterator[str]:
 
 
 def sources(config: Config, facts: ModelFacts | None) -> Iterator[str]:
-    for key, listed in source_lists(config):
+    for key, listed in data_files.source_lists(config):
         for index, source in enumerate(listed):
             if (source.path is None) == (source.hub is None):
                 both = "both" if source.path is not None else "neither"
@@ -81,6 +104,25 @@ def sources(config: Config, facts: ModelFacts | None) -> Iterator[str]:
         ]
         if weighted and len(weighted) < len(listed):
             yield f"{weighted[0]}: give a weight to all {len(listed)} sources of {key}, or to none"
+
+
+def pairs(config: Config, facts: ModelFacts | None) -> Iterator[str]:
+    for name, pair in config.data.pairs.items():
+        for side, other in (("careless", "careful"), ("careful", "careless")):
+            key, listed = f"data.pairs.{name}.{side}", getattr(pair, side)
+            if not listed:
+                yield f"{key}: is empty; add a source of {side} answers or remove the pair"
+            for index, source in enumerate(listed):
+                if source.answer == other:
+                    yield f"{key}[{index}].answer: is {other}; expected {side}, or none for rows of messages"
+
+
+def corpora(config: Config, facts: ModelFacts | None) -> Iterator[str]:
+    for key, corpus in data_files.corpora(config):
+        if corpus.path is not None and corpus.hub is not None:
+            yield f"{key}: give one of path and hub, not both"
+        if corpus.limit is not None and corpus.limit < 1:
+            yield f"{key}.limit: expected at least 1, got {corpus.limit}"
 
 
 def kl_rows(config: Config, facts: ModelFacts | None) -> Iterator[str]:
@@ -158,9 +200,33 @@ def reference(config: Config, facts: ModelFacts | None) -> Iterator[str]:
         )
 
 
+def during_training(config: Config) -> Iterator[tuple[str, Component]]:
+    """The interventions of training only, with their keys."""
+    for index, component in enumerate(config.during_training):
+        yield f"during_training[{index}]", component
+
+
+def trained_or_fixed(config: Config, facts: ModelFacts | None) -> Iterator[str]:
+    """What is trained stands under `intervention`, what is given under `during_training`."""
+    for key, component in (("intervention", config.intervention), *during_training(config)):
+        naming = next((name for name in NAMING if component.get(name)), None)
+        if naming is None:
+            continue
+        try:
+            fixed = bool(attribute(resolve(component, "interventions"), "fixed"))
+        except ConfigError:
+            continue  # reported with the component
+        where = f"{key}.{naming}: {component[naming]}"
+        if key == "intervention" and fixed:
+            yield f"{where} has nothing to train; put it under during_training"
+        if key != "intervention" and not fixed:
+            yield f"{where} is not fixed, as steering and ablation are; put it under intervention"
+
+
 def components(config: Config) -> Iterator[tuple[str, Component]]:
     """All components with their keys."""
     yield "intervention", config.intervention
+    yield from during_training(config)
     for name, component in config.callbacks.items():
         yield f"callbacks.{name}", component
 
@@ -169,8 +235,10 @@ def layers(config: Config, facts: ModelFacts | None) -> Iterator[str]:
     if facts is None:
         return
     for key, component in components(config):
-        one, many = component.get("layer"), component.get("layers")
-        given = [(f"{key}.layer", one)]
+        many = component.get("layers")
+        given = [(f"{key}.{name}", component.get(name)) for name in ("layer", "layers")]
+        if not key.startswith("callbacks."):  # where `source` may mean something else
+            given.append((f"{key}.source", component.get("source")))
         given += [
             (f"{key}.layers[{i}]", value) for i, value in enumerate(many if isinstance(many, list) else [])
         ]
@@ -190,16 +258,20 @@ def intervals(config: Config, facts: ModelFacts | None) -> Iterator[str]:
 
 
 RULES: tuple[Rule, ...] = (
+    comparison,
     run_name,
     bounds,
     training_rows,
     sources,
+    pairs,
+    corpora,
     kl_rows,
     kl_schedule,
     batches,
     duration,
     early_stop,
     reference,
+    trained_or_fixed,
     layers,
     intervals,
 )

@@ -5,9 +5,12 @@ name, resolved by convention) or `_target_` (a dotted path), and the options of 
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Component = dict[str, Any]
+Section = Literal[
+    "efficiency", "stability", "significance", "margins", "directions", "steering", "ablation", "trajectory"
+]
 
 
 @dataclass
@@ -38,12 +41,37 @@ class SourceConfig:
 
 
 @dataclass
+class PairConfig:
+    """Where careful and careless answers to the same prompts are; rows are paired by their prompt."""
+
+    careless: list[SourceConfig] = field(default_factory=list)
+    careful: list[SourceConfig] = field(default_factory=list)
+
+
+@dataclass
+class CorpusConfig:
+    """Plain text, one slice of a report; without path and hub: the reference manual of Python itself."""
+
+    slice: str | None = None  # name in reports; by default that of the file, folder or dataset
+    path: str | None = None  # .txt or .md: one document; a folder: its .txt files; .jsonl(.gz): its lines
+    hub: str | None = None  # hub dataset id, instead of path
+    name: str | None = None  # hub configuration
+    split: str = "train"  # hub split
+    field: str = "text"  # key of the text in a JSON line or hub row
+    streaming: bool = True  # read hub rows as needed instead of downloading all of them first
+    limit: int | None = None  # the first n documents that are not empty
+
+
+@dataclass
 class DataConfig:
     """SFT rows, KL rows, and the held-out domains that are measured."""
 
     train: list[SourceConfig] = field(default_factory=list)
     kl: list[SourceConfig] = field(default_factory=list)
     domains: dict[str, list[SourceConfig]] = field(default_factory=dict)  # name -> held-out rows
+    # domain name -> where its careful and careless answers are; domains whose sources all say `answer`
+    # are paired by themselves
+    pairs: dict[str, PairConfig] = field(default_factory=dict)
     root: str | None = None  # folder of data files; default: the environment variable EM_DATA
     max_length: int = 2048  # tokens
     on_long: Literal["error", "skip", "truncate"] = "error"
@@ -129,6 +157,32 @@ class WandbConfig:
 
 
 @dataclass
+class CompareConfig:
+    """What a comparison of runs measures; the defaults are the paper's, so a small machine asks for less."""
+
+    sections: list[Section] = field(default_factory=lambda: list(get_args(Section)))
+    domain: str | None = None  # whose held-out loss is measured; default: the runs' training domain
+    examples: int = 64  # held-out examples of that domain
+    # of the mean norm of the compared solutions: the common grid of efficiency and significance
+    factors: list[float] = field(default_factory=lambda: [round(0.2 * k, 1) for k in range(11)])
+    epsilons: list[float] = field(
+        default_factory=lambda: [0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    )
+    draws: int = 10  # of noise, for each ε
+    corpus: list[CorpusConfig] = field(default_factory=list)  # default: prose that Python carries
+    documents: int = 100  # of each slice
+    max_tokens: int = 512  # of each document
+    controls: int = 5  # random updates, or directions, of the same norm
+    pairs: int = 64  # held-out pairs of each domain
+    train_pairs: int = 300  # pairs of the training part that give the mean-difference direction
+    layer: int | None = None  # of steering, ablation and the cosine matrix; default: the middle
+    steered_pairs: int = 16  # held-out pairs that are scored under steering and ablation
+    coefficients: list[float] = field(default_factory=lambda: [-0.4, -0.2, -0.1, 0.1, 0.2, 0.4])  # of ‖h‖
+    resamples: int = 2000  # of the bootstrap
+    seed: int = 0
+
+
+@dataclass
 class Config:
     """One experiment."""
 
@@ -139,9 +193,13 @@ class Config:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     reference: BackboneConfig | None = None  # default: the backbone with its intervention off
     intervention: Component = field(default_factory=lambda: {"kind": "lora"})
+    # Fixed interventions (steering, ablation) that are on in the adapted forward passes of training only:
+    # preventative steering, concept ablation. Off in the reference, in validation and in every measurement.
+    during_training: list[Component] = field(default_factory=list)
     data: DataConfig = field(default_factory=DataConfig)
     kl: KLConfig = field(default_factory=KLConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     callbacks: dict[str, Component] = field(default_factory=dict)
+    compare: CompareConfig | None = field(default_factory=CompareConfig)  # of a suite's members; null: none
     wandb: WandbConfig = field(default_factory=WandbConfig)

@@ -60,6 +60,29 @@ def signature(target: str) -> Signature:
     return _of_class(source, node, depth=0)
 
 
+def attribute(target: str, name: str) -> Any:
+    """The literal value of a class attribute, own or inherited; None where no readable class sets it."""
+    return _attribute(*locate(target), name, depth=0)
+
+
+def _attribute(source: Source, node: Definition, name: str, depth: int) -> Any:
+    if not isinstance(node, ast.ClassDef) or depth > DEPTH:
+        return None
+    for item in node.body:
+        if isinstance(item, ast.Assign | ast.AnnAssign):
+            target = item.targets[0] if isinstance(item, ast.Assign) else item.target
+            if isinstance(target, ast.Name) and target.id == name:
+                return _value(item.value)
+    for base in node.bases:
+        try:
+            found = _attribute(*locate(source.qualified(base) or ""), name, depth + 1)
+        except ConfigError:  # a compiled or built-in base
+            continue
+        if found is not None:
+            return found
+    return None
+
+
 def _of_class(source: Source, node: ast.ClassDef, depth: int) -> Signature:
     for item in node.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":

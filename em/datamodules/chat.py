@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase
 
 from em.config.schema import DataConfig, KLConfig, SourceConfig, TrainerConfig
+from em.datamodules.pairs import Pair, PairReport, Part, pair_sources, read_pairs
 from em.datamodules.rows import MicroBatch, Rows, batched, collate
 from em.datamodules.sources import Example, SourceReport, read
 from em.datamodules.streams import MicroBatches, Stream, Windows
@@ -43,7 +44,7 @@ class ChatData(pl.LightningDataModule):
         world_size: int = 1,
     ):
         super().__init__()
-        self.config, self.seed = data, seed
+        self.config, self.seed, self.tokenizer = data, seed, tokenizer
         self.kl_everywhere = kl.positions == "all"
         self.pad = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
         self.reports: dict[str, list[SourceReport]] = {}
@@ -69,8 +70,11 @@ class ChatData(pl.LightningDataModule):
         for name, sources in data.domains.items():
             rows, sizes = self._read(f"domain {name}", sources, "held_out", tokenizer)
             self.domains[name] = _in_turn(rows, sizes)[: data.eval_limit]
-        self.training_domains = [name for name in data.domains if self._is_trained(name)]
-        self._check_disjoint(sft)
+        self.training_domains = training_domains(data)
+        self._trained = {example.prompt for example in sft + (self.kl[1] if self.kl else [])}
+        for name, rows in self.domains.items():
+            self._check_held_out(f"data.domains.{name}", [row.prompt for row in rows])
+        self._pairs: dict[Any, tuple[dict[str, list[Pair]], dict[str, PairReport]]] = {}
 
     def _read(
         self, use: str, sources: Sequence[SourceConfig], part: str, tokenizer: PreTrainedTokenizerBase
@@ -90,19 +94,13 @@ class ChatData(pl.LightningDataModule):
         total = max(1, round((trainer.epochs or 1.0) * examples))
         return math.ceil(total / self.config.batch_size), total
 
-    def _is_trained(self, domain: str) -> bool:
-        trained = {_identity(source) for source in self.config.train}
-        return any(_identity(source) in trained for source in self.config.domains[domain])
-
-    def _check_disjoint(self, sft: list[Example]) -> None:
-        trained = {example.prompt for example in sft + (self.kl[1] if self.kl else [])}
-        for name, rows in self.domains.items():
-            shared = sum(example.prompt in trained for example in rows)
-            if shared:
-                raise DataError(
-                    f"data.domains.{name}: {shared} of its {len(rows)} prompts are trained on; leave `part` "
-                    "at its default so that held-out rows stay held out"
-                )
+    def _check_held_out(self, key: str, prompts: Sequence[str]) -> None:
+        shared = sum(prompt in self._trained for prompt in prompts)
+        if shared:
+            raise DataError(
+                f"{key}: {shared} of its {len(prompts)} prompts are trained on; leave `part` "
+                "at its default so that held-out rows stay held out"
+            )
 
     @property
     def micro_batches(self) -> int:
@@ -139,6 +137,28 @@ class ChatData(pl.LightningDataModule):
             for number in range(count):
                 yield name, batches[number] if number < len(batches) else collate(rows, [], self.pad)
 
+    @property
+    def paired_domains(self) -> list[str]:
+        """Domains that have careful and careless answers to the same prompts."""
+        return list(pair_sources(self.config))
+
+    def pairs(
+        self, part: Part = "held_out", limit: int | None = None, domains: Sequence[str] | None = None
+    ) -> tuple[dict[str, list[Pair]], dict[str, PairReport]]:
+        """The paired answers of some domains (see `read_pairs`), read once for the same arguments.
+
+        Raises:
+            DataError: a domain has no pair, or prompts of its held-out pairs are trained on.
+        """
+        arguments = part, limit, None if domains is None else tuple(domains)
+        if arguments not in self._pairs:
+            found, reports = read_pairs(self.config, self.tokenizer, part, limit, domains)
+            for name, listed in found.items() if part == "held_out" else ():
+                key = f"data.{'pairs' if name in self.config.pairs else 'domains'}.{name}"
+                self._check_held_out(key, [pair.prompt for pair in listed])
+            self._pairs[arguments] = found, reports
+        return self._pairs[arguments]
+
     def val_dataloader(self) -> DataLoader[Rows] | list[Any]:
         trainer = self.trainer
         assert trainer is not None
@@ -149,6 +169,24 @@ class ChatData(pl.LightningDataModule):
     def summary(self) -> dict[str, Any]:
         """What was read, for the manifest: files, hashes, rows, tokens, skipped rows by reason."""
         return {use: [asdict(report) for report in reports] for use, reports in self.reports.items()}
+
+
+def training_domains(data: DataConfig) -> list[str]:
+    """The domains whose rows come from a source that is trained on."""
+    trained = {_identity(source) for source in data.train}
+    return [name for name, listed in data.domains.items() if any(_identity(one) in trained for one in listed)]
+
+
+def held_out_examples(
+    data: DataConfig, domain: str, tokenizer: PreTrainedTokenizerBase, limit: int | None
+) -> list[Example]:
+    """The first `limit` held-out rows of a domain, its sources taking turns.
+
+    Raises:
+        DataError: a file or row is unusable, or nothing is left.
+    """
+    parts = [read(source, data, tokenizer, source.part or "held_out")[0] for source in data.domains[domain]]
+    return _in_turn([row for part in parts for row in part], [len(part) for part in parts])[:limit]
 
 
 class _ResumableLoader(DataLoader[MicroBatch]):

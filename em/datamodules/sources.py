@@ -1,20 +1,14 @@
 """Read chat rows from JSONL files or hub datasets; every unusable row is named or counted."""
 
-import gzip
 import hashlib
-import json
-import os
 import re
-import zlib
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from em.chat import Encoded, encode
-from em.config.data_files import DATA_VARIABLE, find, places
 from em.config.schema import DataConfig, SourceConfig
+from em.datamodules.raw_rows import file_rows, hub_rows, locate
 from em.errors import DataError
 
 SHOWN = 5  # bad rows named in one message
@@ -52,19 +46,16 @@ class SourceReport:
     skipped: dict[str, int] = field(default_factory=dict)
 
 
-def locate(path: str, root: str | None) -> Path:
-    """A data file, below `root` or else EM_DATA, or in the working directory.
+class Row(NamedTuple):
+    """A row before it is encoded; `messages` is the error of a row that cannot be read."""
 
-    Raises:
-        DataError: it is in none of them.
-    """
-    found = find(path, root)
-    if found is not None:
-        return found
-    hint = (
-        "" if os.environ.get(DATA_VARIABLE) else f"; {DATA_VARIABLE} is not set: point it at your data folder"
-    )
-    raise DataError(f"no data file {path} (looked for {', '.join(map(str, places(path, root)))}){hint}")
+    prompt: str
+    where: str  # file:line
+    messages: Any
+
+    @property
+    def line(self) -> int:
+        return int(self.where.rpartition(":")[2])
 
 
 def read(
@@ -80,78 +71,101 @@ def read(
         DataError: the file or a row is unusable (with `on_bad_row: skip`, rows are counted instead), or
             nothing is left.
     """
-    name = source.path or str(source.hub)
-    rows, report = _rows(source, data)
-    wanted: list[tuple[str, str, Any]] = []
-    for where, row in rows:
-        report.rows += 1
-        if isinstance(row, DataError):
-            wanted.append(("", where, row))
-            continue
-        try:
-            messages = _messages(row, source, where)
-        except DataError as error:
-            wanted.append(("", where, error))
-            continue
-        prompt = next((str(m.get("content", "")) for m in messages if m.get("role") == "user"), "")
-        if part == "all" or _held_out(prompt, data) == (part == "held_out"):
-            wanted.append((prompt, where, messages))
-        else:
-            report.other_part += 1
-    wanted.sort(key=lambda item: _hash(data.split_seed, "order", item[0], _line(item[1])))
-    examples = _encode_all(wanted, source, data, tokenizer, report)
+    rows, report = select(source, data, part)
+    encoder = Encoder(source.answer or "", data, tokenizer, report)
+    examples: list[Example] = []
+    for row in rows:
+        full = source.limit is not None and len(examples) >= source.limit
+        if full and not isinstance(row.messages, DataError):
+            report.over_limit += 1
+            continue  # unreadable rows are still named or counted
+        encoded = encoder.encode(row)
+        if encoded is not None:
+            examples.append(encoder.use(row, encoded))
+    encoder.finish()
     if not examples:
-        raise DataError(f"{name}: no usable rows in its {part} part ({_account(report)})")
+        fix = "; add rows or change data.held_out" if report.other_part else ""
+        raise DataError(
+            f"{source.path or source.hub}: no usable rows in its {part} part ({account(report)}{fix})"
+        )
     return examples, report
 
 
-def _encode_all(
-    wanted: list[tuple[str, str, Any]],
-    source: SourceConfig,
-    data: DataConfig,
-    tokenizer: Any,
-    report: SourceReport,
-) -> list[Example]:
-    examples: list[Example] = []
-    errors: list[tuple[int, str]] = []
-    reasons: Counter[str] = Counter()
-    for prompt, where, messages in wanted:
-        full = source.limit is not None and len(examples) >= source.limit
-        if full and not isinstance(messages, DataError):
-            report.over_limit += 1
-            continue  # unreadable rows are still named or counted
+def select(source: SourceConfig, data: DataConfig, part: str) -> tuple[list[Row], SourceReport]:
+    """The rows of one source that belong to `part`, not encoded, in keyed order.
+
+    Raises:
+        DataError: the file cannot be read; a row that cannot holds its error instead of messages.
+    """
+    rows, report = _rows(source, data)
+    wanted: list[Row] = []
+    for where, row in rows:
+        report.rows += 1
         try:
-            if isinstance(messages, DataError):
-                raise messages
-            on_long: Literal["error", "truncate"] = "truncate" if data.on_long == "truncate" else "error"
-            encoded = encode(tokenizer, messages, data.max_length, on_long, where)
+            messages = _messages(row, source, where)
         except DataError as error:
-            problem = str(error).removeprefix(where)
-            too_long = not isinstance(messages, DataError) and "data.max_length" in problem
-            if data.on_bad_row == "skip" or (too_long and data.on_long == "skip"):
-                reasons["longer than data.max_length" if too_long else _reason(problem)] += 1
-            else:
-                errors.append((_line(where), str(error)))
+            wanted.append(Row("", where, error))
             continue
-        report.truncated += encoded.truncated
-        examples.append(_example(encoded, where, prompt, source))
-    if errors:
-        more = f"\n… and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
-        hint = "\nfix the rows, or set data.on_bad_row=skip (data.on_long=skip|truncate for long ones)"
-        raise DataError("\n".join(text for _, text in sorted(errors)[:SHOWN]) + more + hint)
-    report.used = len(examples)
-    report.tokens = sum(len(example.ids) for example in examples)
-    report.answer_tokens = sum(example.targets for example in examples)
-    report.skipped = dict(reasons)
-    return examples
+        prompt = next((str(m.get("content", "")) for m in messages if m.get("role") == "user"), "")
+        if part == "all" or _held_out(prompt, data) == (part == "held_out"):
+            wanted.append(Row(prompt, where, messages))
+        else:
+            report.other_part += 1
+    wanted.sort(key=lambda row: _hash(data.split_seed, "order", row.prompt, row.line))
+    return wanted, report
 
 
-def _example(encoded: Encoded, where: str, prompt: str, source: SourceConfig) -> Example:
-    return Example(encoded.ids, encoded.answer, where, prompt, source.answer or "")
+class Encoder:
+    """Encodes the rows of one source and accounts for them; what cannot be used is named or counted.
 
+    Args:
+        label: `careful`/`careless` for paired rows.
+        report: of the source; its used rows, tokens and skipped rows are counted here.
+    """
 
-def _line(where: str) -> int:
-    return int(where.rpartition(":")[2])
+    def __init__(self, label: str, data: DataConfig, tokenizer: Any, report: SourceReport):
+        self.label, self.data, self.tokenizer, self.report = label, data, tokenizer, report
+        self._errors: list[tuple[int, str]] = []
+
+    def encode(self, row: Row) -> Encoded | None:
+        """A row in tokens, or None for one that is counted as skipped or will be named by `finish`."""
+        data = self.data
+        on_long: Literal["error", "truncate"] = "truncate" if data.on_long == "truncate" else "error"
+        try:
+            if isinstance(row.messages, DataError):
+                raise row.messages
+            return encode(self.tokenizer, row.messages, data.max_length, on_long, row.where)
+        except DataError as error:
+            problem = str(error).removeprefix(row.where)
+            too_long = not isinstance(row.messages, DataError) and "data.max_length" in problem
+            if data.on_bad_row == "skip" or (too_long and data.on_long == "skip"):
+                self.skip("longer than data.max_length" if too_long else _reason(problem))
+            else:
+                self._errors.append((row.line, str(error)))
+            return None
+
+    def skip(self, reason: str) -> None:
+        self.report.skipped[reason] = self.report.skipped.get(reason, 0) + 1
+
+    def use(self, row: Row, encoded: Encoded) -> Example:
+        """The row as an example, counted as used."""
+        example = Example(encoded.ids, encoded.answer, row.where, row.prompt, self.label)
+        self.report.used += 1
+        self.report.truncated += encoded.truncated
+        self.report.tokens += len(example.ids)
+        self.report.answer_tokens += example.targets
+        return example
+
+    def finish(self) -> None:
+        """Name the rows that could not be used.
+
+        Raises:
+            DataError: there are any that the configuration does not say to skip.
+        """
+        if self._errors:
+            more = f"\n… and {len(self._errors) - SHOWN} more" if len(self._errors) > SHOWN else ""
+            hint = "\nfix the rows, or set data.on_bad_row=skip (data.on_long=skip|truncate for long ones)"
+            raise DataError("\n".join(text for _, text in sorted(self._errors)[:SHOWN]) + more + hint)
 
 
 def _reason(problem: str) -> str:
@@ -160,65 +174,27 @@ def _reason(problem: str) -> str:
     return re.split(r"[;(:]", general)[0].strip()[:80]
 
 
-def _account(report: SourceReport) -> str:
-    """Where the rows of a source went that gave nothing, and what to change."""
+def account(report: SourceReport) -> str:
+    """Where the rows of a source went that gave nothing."""
     skipped = f"; skipped {report.skipped}" if report.skipped else ""
     other = f", {report.other_part} in the other part" if report.other_part else ""
-    fix = "; add rows or change data.held_out" if report.other_part else ""
-    return f"{report.rows} rows read{other}{skipped}{fix}"
+    return f"{report.rows} rows read{other}{skipped}"
 
 
 def _rows(source: SourceConfig, data: DataConfig) -> tuple[Iterator[tuple[str, Any]], SourceReport]:
     if source.hub is not None:
-        return _hub_rows(source), SourceReport(f"hub:{source.hub}:{source.split}", None)
+        return hub_rows(source), SourceReport(f"hub:{source.hub}:{source.split}", None)
     path = locate(str(source.path), data.root)
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    return _file_rows(path), SourceReport(str(source.path), digest)
-
-
-def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rb") as stream:
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    where = f"{path.name}:{number}"
-                    yield where, _parse(line, where)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path}: cannot be read ({error}); is it complete, and gzip if it ends in .gz?"
-        ) from error
-
-
-def _parse(line: bytes, where: str) -> Any:
-    try:
-        return json.loads(line.decode("utf-8").rstrip())
-    except UnicodeDecodeError as error:
-        return DataError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})")
-    except json.JSONDecodeError as error:
-        return DataError(f"{where}: not JSON ({error.msg}, column {error.colno})")
-    except (ValueError, RecursionError) as error:  # a number of 5000 digits; brackets nested 1000 deep
-        return DataError(f"{where}: not JSON that can be read ({error})")
-
-
-def _hub_rows(source: SourceConfig) -> Iterator[tuple[str, Any]]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError("hub datasets need the package datasets: pip install datasets") from error
-    try:
-        table = datasets.load_dataset(source.hub, source.name, split=source.split)
-    except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
-        first = (str(error).strip().splitlines() or ["unknown error"])[0]
-        raise DataError(f"hub dataset {source.hub} ({source.split}): cannot be loaded: {first}") from error
-    for number, row in enumerate(table, 1):
-        yield f"{source.hub}:{number}", row
+    return file_rows(path), SourceReport(str(source.path), digest)
 
 
 def _messages(row: Any, source: SourceConfig, where: str) -> list[dict[str, Any]]:
+    if isinstance(row, DataError):
+        raise row
     if not isinstance(row, dict):
         raise DataError(f"{where}: a row must be a JSON object, not {type(row).__name__}")
     if source.answer is not None:

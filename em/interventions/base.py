@@ -33,6 +33,7 @@ class Intervention(ABC):
     """
 
     kind: ClassVar[str]
+    fixed: ClassVar[bool] = False  # given instead of trained; see `_fixed.py`
 
     def __init__(self) -> None:
         self._backbone: Backbone | None = None
@@ -222,10 +223,34 @@ def check_record(record: dict[str, Any], kind: str, backbone: Backbone, folder: 
     """Refuse weights of another kind or from another backbone."""
     if record["kind"] != kind:
         raise AdapterError(f"{folder}: holds a {record['kind']}, not a {kind}")
-    own, theirs = backbone.describe(), record["backbone"]
+    check_origin(record["backbone"], backbone, f"{folder}: trained on")
+
+
+def check_origin(theirs: dict[str, Any], backbone: Backbone, made: str) -> None:
+    """Refuse what was made with other weights.
+
+    Args:
+        theirs: what `Backbone.describe` said when it was made.
+        made: how the message begins, for example `FOLDER: trained on`.
+    """
+    own = backbone.describe()
     if own["fingerprint"] != theirs.get("fingerprint"):
         raise AdapterError(
-            f"{folder}: trained on {theirs.get('model')} (fingerprint {theirs.get('fingerprint')}, width "
+            f"{made} {theirs.get('model')} (fingerprint {theirs.get('fingerprint')}, width "
             f"{theirs.get('hidden_size')}), but the backbone here is {own['model']} (fingerprint "
             f"{own['fingerprint']}, width {own['hidden_size']}); set backbone.model to the former"
         )
+
+
+def answer_positions(backbone: Backbone) -> Tensor:
+    """The mask (B, T) of `positions: answer`, which the pass was told.
+
+    Raises:
+        AdapterError: it was not.
+    """
+    if backbone.steer_BT is None:
+        raise AdapterError(
+            "positions: answer needs to know the answer positions; run the pass inside "
+            "backbone.steering_positions(mask)"
+        )
+    return backbone.steer_BT

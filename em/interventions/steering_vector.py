@@ -13,7 +13,7 @@ from em import hooks
 from em.backbone import Backbone
 from em.errors import AdapterError
 from em.hooks import Point, Site
-from em.interventions.base import WEIGHTS, Intervention, read_tensors
+from em.interventions.base import WEIGHTS, Intervention, answer_positions, read_tensors
 from em.interventions.update import Update, orthogonal_mix
 
 NAME = "vector"
@@ -109,13 +109,7 @@ class SteeringVector(Intervention):
         added = (self.vector * (self.scale * self._factor)).to(hidden_BTD.dtype)
         if self.positions == "all":
             return hidden_BTD + added
-        steer_BT = self.backbone.steer_BT
-        if steer_BT is None:
-            raise AdapterError(
-                "positions: answer needs to know the answer positions; run the pass inside "
-                "backbone.steering_positions(mask)"
-            )
-        return hidden_BTD + added * steer_BT[..., None]
+        return hidden_BTD + added * answer_positions(self.backbone)[..., None]
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

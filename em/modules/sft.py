@@ -1,7 +1,7 @@
 """Response-only cross-entropy plus a KL term to the frozen reference, exact for any micro-batching."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from em.config.schema import KLConfig, OptimizerConfig
 from em.datamodules.rows import MicroBatch, Rows, joined
 from em.errors import TrainingError
 from em.hooks import keyed_seed
+from em.interventions._fixed import FixedIntervention
 from em.interventions.base import Intervention
 from em.modules.losses import ReferenceStates, cross_entropy_term, divergence_term, head_sum, head_values
 from em.modules.optimizers import make_optimizer
@@ -41,6 +42,8 @@ class SFTModule(pl.LightningModule):
         pad: id of the padding token.
         seed: key of dropout.
         reference: another frozen model for the KL term, instead of the backbone itself.
+        during_training: attached fixed interventions that act in the adapted pass of training and in its
+            backward pass, and are off everywhere else: in the reference, validation and measurements.
 
     Raises:
         TrainingError: the loss or its gradient is not finite; the intervention keeps its last good values.
@@ -57,6 +60,7 @@ class SFTModule(pl.LightningModule):
         pad: int = 0,
         seed: int = 0,
         reference: Backbone | None = None,
+        during_training: Sequence[FixedIntervention] = (),
     ):
         super().__init__()
         self.strict_loading = False  # checkpoints hold the intervention only
@@ -66,6 +70,8 @@ class SFTModule(pl.LightningModule):
         self.accumulate, self.pad, self.seed = accumulate, pad, seed
         # In a list, because a registered module would be trained, checkpointed and wrapped by DDP.
         self._reference = [reference] if reference is not None else []
+        self.during_training = list(during_training)
+        self._switch(False)
         self._sums = torch.zeros(4, dtype=torch.float64)
         self._since: tuple[float, float] = (time.perf_counter(), 0.0)
         self._timed = (0.0, 0.0)  # tokens and seconds of optimizer steps, measurements left out
@@ -115,7 +121,11 @@ class SFTModule(pl.LightningModule):
         weight = self.kl_weight(batch.step)
         kl_rows = batch.kl if weight > 0 else None
         rows = batch.sft if kl_rows is None else joined(batch.sft, kl_rows, self.pad)
-        sft_sum, kl_sum = self._losses(rows, batch.sft, kl_rows)
+        try:
+            sft_sum, kl_sum = self._losses(rows, batch.sft, kl_rows)
+        except BaseException:
+            self._switch(False)
+            raise
         loss = sft_sum / max(1, batch.sft_tokens)
         if kl_sum is not None:
             loss = loss + weight * kl_sum / max(1, batch.kl_tokens) / self._reduction()
@@ -127,12 +137,13 @@ class SFTModule(pl.LightningModule):
     def _losses(self, rows: Rows, sft: Rows, kl: Rows | None) -> tuple[Tensor, Tensor | None]:
         """Sums over positions. What lies below the intervention is run once for both models."""
         with self.backbone.steering_positions(rows.predicts_BT):
-            lower = self.backbone.run_lower(rows.input_ids_BT, self.intervention.lowest_layer())
+            lower = self.backbone.run_lower(rows.input_ids_BT, self._lowest_layer())
             states, at_BT = None, None
             if kl is not None:
                 rows_kl = slice(len(sft), len(rows))
                 at_BT = (rows.real_BT if self.kl.positions == "all" else rows.predicts_BT)[rows_kl]
                 states = self._reference_states(rows.input_ids_BT[rows_kl], lower, rows_kl, at_BT)
+            self._switch(True)  # until the backward pass is over, which may run layers again
             hidden_BTD = self.backbone.trunk(rows.input_ids_BT, lower)
         sft_hidden_ND = hidden_BTD[: len(sft)][rows.predicts_BT[: len(sft)]]
         sft_term = cross_entropy_term(rows.targets_N[: len(sft_hidden_ND)])
@@ -141,6 +152,13 @@ class SFTModule(pl.LightningModule):
             return sft_sum, None
         term = divergence_term(states, self.kl.direction, self.kl.temperature)
         return sft_sum, head_sum(self.backbone, hidden_BTD[len(sft) :][at_BT], term)
+
+    def _lowest_layer(self) -> int:
+        return min(each.lowest_layer() for each in (self.intervention, *self.during_training))
+
+    def _switch(self, on: bool) -> None:
+        for each in self.during_training:
+            each.on = on
 
     @torch.no_grad()
     def _reference_states(
@@ -168,6 +186,7 @@ class SFTModule(pl.LightningModule):
 
     def on_after_backward(self) -> None:
         self.backbone.steer_BT = None
+        self._switch(False)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Gather the step's numbers and refuse to step on a loss that is not finite."""

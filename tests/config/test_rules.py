@@ -232,6 +232,77 @@ def test_initial_vector(here: Path) -> None:
     assert line not in problems({"intervention": {**vector, "init": "v.safetensors"}})
 
 
+STEERING = {"kind": "steering", "direction": "rows.jsonl"}  # any file that exists
+
+
+def test_during_training(here: Path) -> None:
+    good = {**STEERING, "layers": [0, 3], "source": 1, "coefficient": 2}
+    config = check(raw({"during_training": [good, {"kind": "ablation", "direction": "."}]}), FACTS)
+    assert config.during_training == [{**good, "coefficient": 2.0}, {"kind": "ablation", "direction": "."}]
+    assert check(raw({"during_training": None}), FACTS).during_training == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"intervention": STEERING},
+            "intervention.kind: steering has nothing to train; put it under during_training",
+        ),
+        (
+            {"intervention": {"_target_": "em.interventions.ablation.Ablation", "direction": "x"}},
+            "intervention._target_: em.interventions.ablation.Ablation has nothing to train; put it under "
+            "during_training",
+        ),
+        (
+            {"during_training": [STEERING, {"kind": "lora"}]},
+            "during_training[1].kind: lora is not fixed, as steering and ablation are; put it under "
+            "intervention",
+        ),
+        (
+            {"during_training": [{**STEERING, "layers": 4}]},
+            "during_training[0].layers: backbone.model smollm2 has layers 0 to 3, got 4",
+        ),
+        (
+            {"during_training": [STEERING, {**STEERING, "layers": [0, 9]}]},
+            "during_training[1].layers[1]: backbone.model smollm2 has layers 0 to 3, got 9",
+        ),
+        (
+            {"during_training": [{**STEERING, "source": -1}]},
+            "during_training[0].source: backbone.model smollm2 has layers 0 to 3, got -1",
+        ),
+        (
+            {"during_training": [{**STEERING, "direction": "gone.safetensors"}]},
+            "during_training[0].direction: 'gone.safetensors' does not exist; give a safetensors file that "
+            "holds a direction, or a folder with one",
+        ),
+        (
+            {"during_training": [{"kind": "ablation"}]},
+            "during_training[0].direction: missing; Ablation needs it",
+        ),
+        (
+            {"during_training": [{**STEERING, "layer": 1}]},
+            "during_training[0].layer: unknown key; did you mean during_training[0].layers?",
+        ),
+        (
+            {"during_training": [{**STEERING, "layers": "some"}]},
+            "during_training[0].layers: expected one of own, all or a whole number or a list, got 'some'",
+        ),
+        (
+            {"during_training": [{"kind": "steerin"}]},
+            "during_training[0].kind: unknown kind 'steerin' in em/interventions; did you mean steering?",
+        ),
+        ({"during_training": STEERING}, f"during_training: expected a list of interventions, got {STEERING}"),
+        (
+            {"during_training": ["steering"]},
+            "during_training[0]: expected a mapping with kind or _target_, got 'steering'",
+        ),
+    ],
+)
+def test_during_training_messages(changes: dict[str, Any], message: str) -> None:
+    assert problems(changes) == [message]
+
+
 def test_adamw_8bit(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
 

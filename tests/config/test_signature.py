@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import pytest
 
-from em.config.signature import Option, options, signature
+from em.config.build import kinds, resolve
+from em.config.signature import Option, attribute, options, signature
 from em.errors import ConfigError
 
 POISON = "raise RuntimeError('this file must not be executed')\n"
@@ -170,3 +171,14 @@ def test_reads_classes_of_heavy_packages() -> None:
     found = options("lightning.pytorch.callbacks.EarlyStopping")
     assert found["monitor"] == Option("monitor", str, None, required=True)
     assert found["stopping_threshold"].annotation == float | NoneType
+
+
+def test_class_attributes_are_read_from_the_class_or_a_base() -> None:
+    assert attribute("sigpkg.mod.Record", "d") == 3
+    assert attribute("sigpkg.mod.Record", "missing") is None
+    assert attribute("sigpkg.mod.Orphan", "d") is None
+    found = {
+        kind: attribute(resolve({"kind": kind}, "interventions"), "fixed") for kind in kinds("interventions")
+    }
+    assert {kind for kind, fixed in found.items() if fixed} == {"ablation", "steering"}
+    assert set(found.values()) == {True, False}

@@ -1,6 +1,11 @@
 """Options with which the contract tests build each kind. A new kind adds one line here."""
 
-from typing import Any
+import atexit
+import functools
+import importlib
+import tempfile
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -8,15 +13,45 @@ from torch import Tensor
 
 from em.backbone import Backbone
 from em.config import build
-from em.config.build import kinds
+from em.config.build import kinds, resolve
+from em.hooks import Point, Site, generator_for
+from em.interventions._direction import Direction
 from em.interventions.base import Intervention
 from tests.tiny import randomise, tiny_backbone, token_ids
 
+
+def direction(layers: int = 3, width: int = 32, seed: int = 0) -> Direction:
+    """Random vectors of about length 6 at every site of a tiny backbone."""
+    generator = generator_for(seed, "direction")
+    sites = [Site(layer, point) for layer in range(layers) for point in get_args(Point)]
+    return Direction({site: torch.randn(width, generator=generator) for site in sites}, name="example")
+
+
+@functools.cache
+def direction_file() -> str:
+    """`direction()` on disk, for as long as the tests run."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    path = Path(folder.name) / "direction.safetensors"
+    direction().save(path)
+    return str(path)
+
+
+FILE = {"direction": direction_file()}
 EXAMPLES: dict[str, list[dict[str, Any]]] = {
+    "ablation": [
+        {**FILE, "layers": "all"},
+        {**FILE, "layers": [1, 2], "source": 0, "point": "mlp", "strength": 0.7},
+    ],
     "full_finetune": [{}, {"embeddings": False}],
     "lora": [
         {"r": 2, "alpha": 8.0},
         {"r": 1, "alpha": 16.0, "rslora": False, "modules": ["down_proj"], "layers": [1]},
+    ],
+    "steering": [
+        {**FILE, "layers": 1, "coefficient": 4.0},
+        {**FILE, "coefficient": -0.5, "unit": False, "point": "attention", "positions": "answer"},
+        {**FILE, "layers": [1, 2], "source": 2, "relative": True, "coefficient": 0.3},
     ],
     "steering_vector": [
         {"layer": 1, "scale": 2.0},
@@ -27,10 +62,17 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
 Case = tuple[str, dict[str, Any] | None]
 
 
-def cases() -> list[Any]:
-    """Every kind that has a file in em/interventions, with each of its examples."""
+def cases(fixed: bool | None = None) -> list[Any]:
+    """Every kind that has a file in em/interventions, with each of its examples.
+
+    Args:
+        fixed: only those that are given (true), or only those that are trained (false).
+    """
     found = []
     for kind in kinds("interventions"):
+        module, _, name = resolve({"kind": kind}, "interventions").rpartition(".")
+        if fixed not in (None, getattr(importlib.import_module(module), name).fixed):
+            continue
         for number, options in enumerate(EXAMPLES.get(kind, [None])):
             found.append(pytest.param((kind, options), id=f"{kind}-{number}"))
     return found

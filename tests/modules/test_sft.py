@@ -1,6 +1,7 @@
 """SFTModule under a real Trainer against a plain implementation with full logits and no padding."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,17 @@ from em.datamodules.rows import MicroBatch, Rows, batched
 from em.datamodules.sources import Example
 from em.datamodules.streams import MicroBatches, Stream, Windows
 from em.errors import TrainingError
+from em.interventions._fixed import FixedIntervention
+from em.interventions.ablation import Ablation
 from em.interventions.base import Intervention
 from em.interventions.lora import Lora
+from em.interventions.steering import Steering
 from em.interventions.steering_vector import SteeringVector
 from em.loading import load_backbone
 from em.modules import losses
+from em.modules.losses import ReferenceStates
 from em.modules.sft import SFTModule
-from tests.interventions.examples import Case, cases
+from tests.interventions.examples import Case, cases, direction
 from tests.interventions.examples import attached as attached_at_scale
 from tests.tiny import save_tiny, tiny_backbone
 
@@ -124,10 +129,11 @@ def module_for(
     reference: Backbone | None = None,
     pad: int = 0,
     seed: int = 0,
+    during: Sequence[FixedIntervention] = (),
 ) -> SFTModule:
     kl = kl or KLConfig(weight=0.7)
     return SFTModule(
-        intervention.backbone, intervention, kl, optimizer, STEPS, accumulate, pad, seed, reference
+        intervention.backbone, intervention, kl, optimizer, STEPS, accumulate, pad, seed, reference, during
     )
 
 
@@ -137,6 +143,7 @@ def truth(
     kl: KLConfig,
     weight: float | None = None,
     reference: Backbone | None = None,
+    during: Sequence[FixedIntervention] = (),
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Losses and gradients of one optimizer step: one unpadded row at a time, full logits."""
     backbone = intervention.backbone
@@ -152,7 +159,9 @@ def truth(
             if reference is not None:
                 log_p = log_probs(reference, example)
             else:
-                with intervention.disabled():
+                with ExitStack() as off:
+                    for each in (intervention, *during):
+                        off.enter_context(each.disabled())
                     log_p = log_probs(backbone, example)
         log_q = log_probs(backbone, example)
         for at in range(len(example.ids)):
@@ -195,7 +204,7 @@ def assert_grads(actual: dict[str, Tensor], expected: dict[str, Tensor], toleran
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize("case", cases())
+@pytest.mark.parametrize("case", cases(fixed=False))
 def test_gradient_is_the_global_token_mean(
     case: Case, accumulate: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,7 +273,7 @@ def test_another_checkpoint_as_reference() -> None:
 # The KL term over time
 
 
-@pytest.mark.parametrize("case", cases())
+@pytest.mark.parametrize("case", cases(fixed=False))
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_kl_is_zero_at_initialisation(case: Case, direction: Any) -> None:
     intervention = attached(case, random=False)
@@ -359,10 +368,113 @@ def test_gradient_checkpointing_trains_alike(tmp_path: Path, intervention_of: An
             torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-6)
 
 
+# Fixed interventions that act in training only
+
+DURING: dict[str, list[Callable[[], FixedIntervention]]] = {
+    "steering below": [lambda: Steering.given(direction(), layers=0, coefficient=2.0)],
+    "ablation everywhere": [lambda: Ablation.given(direction(), layers="all", source=1)],
+    "both": [
+        lambda: Ablation.given(direction(), layers=1, point="mlp"),
+        lambda: Steering.given(direction(), layers=2, positions="answer", coefficient=-1.0),
+    ],
+}
+VECTOR: Case = ("steering_vector", {"layer": 1, "point": "block", "scale": 2.0})
+
+
+def attached_during(name: str, backbone: Backbone) -> list[FixedIntervention]:
+    made = [make() for make in DURING[name]]
+    for each in made:
+        each.attach(backbone)
+    return made
+
+
+@pytest.mark.parametrize("name", DURING)
+@pytest.mark.parametrize("case", [LORA, VECTOR], ids=["lora", "vector"])
+def test_during_training_acts_on_the_adapted_pass_only(name: str, case: Case) -> None:
+    intervention = attached(case)
+    bare = fit(module_for(intervention, accumulate=2), micro_batches(2))
+    during, kl = attached_during(name, intervention.backbone), KLConfig(weight=0.7)
+    recorder = fit(module_for(intervention, kl, 2, during=during), micro_batches(2))
+    assert not any(each.on for each in during)
+    assert abs(recorder.metrics[0]["train/sft_loss"] - bare.metrics[0]["train/sft_loss"]) > 1e-4
+    for each in during:
+        each.on = True
+    for step in range(STEPS):
+        values, grads = truth(intervention, step, kl, during=during)
+        assert_grads(recorder.grads[step], grads)
+        for key, value in values.items():
+            assert recorder.metrics[step][key] == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", DURING)
+def test_during_training_is_off_in_the_reference_and_in_validation(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[bool, list[Tensor]] = {}
+    for with_it in (False, True):
+        intervention = attached(VECTOR, random=False)
+        during = attached_during(name, intervention.backbone) if with_it else []
+        module = module_for(intervention, during=during)
+        found, original = seen.setdefault(with_it, []), ReferenceStates.of
+
+        def kept(*given: Any, found: list[Tensor] = found, original: Any = original) -> ReferenceStates:
+            found.append(given[1].clone())
+            return original(*given)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ReferenceStates, "of", kept)
+            recorder = fit(module, micro_batches(1))
+        assert (recorder.metrics[0]["train/kl"] == 0) != with_it
+        rows = batched(SFT, 3, 0, range(len(SFT)))[0]
+        module.validation_step(rows, 0)
+        found.append(module.held_out_nll.compute())
+    assert len(seen[True]) == len(seen[False]) == STEPS + 1
+    for one, two in zip(seen[True], seen[False], strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)  # the shared lower part ends elsewhere
+
+
+@pytest.mark.parametrize("name", DURING)
+def test_during_training_under_gradient_checkpointing(tmp_path: Path, name: str) -> None:
+    folder, recorders = save_tiny(tmp_path), []
+    for checkpointing in (False, True):
+        backbone = load_backbone(
+            BackboneConfig(str(folder), device="cpu", gradient_checkpointing=checkpointing)
+        )
+        intervention = SteeringVector(layer=0, point="block", scale=4.0)
+        intervention.attach(backbone)
+        during = attached_during(name, backbone)
+        recorders.append(
+            fit(module_for(intervention, accumulate=2, optimizer=MOVING, during=during), micro_batches(2))
+        )
+    for one, two in zip(recorders[0].grads, recorders[1].grads, strict=True):
+        for key in one:
+            torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-6)
+
+
+def test_during_training_is_off_after_an_error_in_the_pass() -> None:
+    intervention = attached(LORA)
+    during = attached_during("both", intervention.backbone)
+
+    def fail(*_: Any) -> None:
+        if during[0].on:
+            raise KeyError("in the pass")
+
+    intervention.backbone.layers[2].register_forward_hook(fail)
+    with pytest.raises(KeyError):
+        fit(module_for(intervention, during=during), micro_batches(1))
+    assert not any(each.on for each in during)
+
+
+def test_during_training_is_no_part_of_the_module() -> None:
+    intervention = attached(LORA)
+    module = module_for(intervention, during=attached_during("both", intervention.backbone))
+    assert module.state_dict().keys() == module_for(attached(LORA)).state_dict().keys()
+
+
 # Failure
 
 
-@pytest.mark.parametrize("case", cases())
+@pytest.mark.parametrize("case", cases(fixed=False))
 def test_a_loss_that_is_not_finite_stops_before_the_step(case: Case) -> None:
     intervention = attached(case)
     before = intervention.gathered()
@@ -396,7 +508,7 @@ def test_validation_loss_is_a_token_mean() -> None:
     assert logged["val/perplexity"] == pytest.approx(float(torch.tensor(total / count).exp()), rel=1e-5)
 
 
-@pytest.mark.parametrize("case", cases())
+@pytest.mark.parametrize("case", cases(fixed=False))
 def test_state_holds_the_intervention_only(case: Case) -> None:
     intervention = attached(case)
     module = module_for(intervention, reference=tiny_backbone(seed=4))

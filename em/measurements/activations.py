@@ -1,0 +1,190 @@
+"""Means (and covariances) of activations over answer tokens, streamed: memory does not grow with examples."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from em.backbone import Backbone
+from em.datamodules.rows import Rows
+from em.errors import MeasurementError
+from em.hooks import Site, capturing, generator_for
+from em.stats import Floats
+
+BAGS = 16  # blocks of prompts, for split halves and leave-one-out intervals
+
+
+@dataclass
+class Moments:
+    """Σ x (and Σ x xᵀ) of one group of answers, by site and by bag of prompts.
+
+    A prompt belongs to bag (its index mod bags) in every group, so that the careful and the careless
+    answer to one prompt are left out together.
+
+    Args:
+        sums: site -> (bags, D), float64.
+        counts: (bags,) tokens, or answers with `weighting: answer`.
+        answers: number of answers.
+        squares: site -> (D, D), float64; empty unless covariances are wanted.
+    """
+
+    sums: dict[Site, Tensor]
+    counts: Tensor
+    answers: int = 0
+    squares: dict[Site, Tensor] = field(default_factory=dict)
+
+    def mean(self, site: Site, weights_B: Tensor | None = None) -> Tensor:
+        """Mean activation, shape (D,), float64; optionally with a weight for each bag.
+
+        Raises:
+            MeasurementError: the group is empty.
+        """
+        weights_B = torch.ones(len(self.counts), dtype=torch.float64) if weights_B is None else weights_B
+        total = float(weights_B @ self.counts)
+        if total <= 0:
+            raise MeasurementError(
+                "a group has no answer token to average, for example because no answer was misaligned; "
+                "give more answers or check the labels"
+            )
+        return (weights_B @ self.sums[site]) / total
+
+    def covariance(self, site: Site) -> Tensor:
+        """Population covariance of the activations at a site, shape (D, D), float64."""
+        mean_D, total = self.mean(site), float(self.counts.sum())
+        return self.squares[site] / total - torch.outer(mean_D, mean_D)
+
+    def merged(self, other: "Moments") -> "Moments":
+        """Moments of both together: sums add, so processes reduce exactly."""
+        return Moments(
+            {site: value + other.sums[site] for site, value in self.sums.items()},
+            self.counts + other.counts,
+            self.answers + other.answers,
+            {site: value + other.squares[site] for site, value in self.squares.items()},
+        )
+
+
+def merged(parts: Sequence[dict[str, Moments]]) -> dict[str, Moments]:
+    """The groups of all processes together."""
+    total = dict(parts[0])
+    for part in parts[1:]:
+        total = {name: total[name].merged(part[name]) for name in total}
+    return total
+
+
+@torch.no_grad()
+def collect(
+    backbone: Backbone,
+    groups: Mapping[str, Iterable[Rows]],
+    sites: Sequence[Site],
+    covariance: bool = False,
+    weighting: str = "token",
+    bags: int = BAGS,
+) -> dict[str, Moments]:
+    """Moments of answer-token activations of the model as it is now.
+
+    Args:
+        groups: name -> rows; answer tokens are `answer_BT`, so neither prompt nor header nor padding.
+        sites: where; hidden states are read in the model's dtype and summed in float64.
+        covariance: also Σ x xᵀ, D² numbers for each site.
+        weighting: `token`: every answer token counts once; `answer`: every answer counts once.
+
+    Raises:
+        MeasurementError: an activation is not finite.
+    """
+    return {
+        name: _collect(backbone, name, batches, list(sites), covariance, weighting, bags)
+        for name, batches in groups.items()
+    }
+
+
+def _collect(
+    backbone: Backbone,
+    group: str,
+    batches: Iterable[Rows],
+    sites: list[Site],
+    covariance: bool,
+    weighting: str,
+    bags: int,
+) -> Moments:
+    width = backbone.hidden_size
+    found = Moments(
+        {site: torch.zeros(bags, width, dtype=torch.float64) for site in sites},
+        torch.zeros(bags, dtype=torch.float64),
+        squares={site: torch.zeros(width, width, dtype=torch.float64) for site in sites if covariance},
+    )
+    for rows in batches:
+        moved = rows.to(backbone.device)
+        weights_BT = answer_weights(moved, weighting)
+        real_B = (moved.index_B >= 0).cpu()
+        bag_B = moved.index_B.cpu().clamp(min=0) % bags
+        captured = activations(backbone, moved, sites)
+        for site in sites:
+            sums_BD = weighted_sums(captured[site], weights_BT)
+            _check_finite(sums_BD, site, moved, group)
+            found.sums[site].index_add_(0, bag_B, sums_BD.cpu())
+            if covariance:
+                hidden_ND = captured[site][weights_BT > 0].double()
+                weights_N1 = weights_BT[weights_BT > 0].double()[:, None]
+                found.squares[site] += ((hidden_ND * weights_N1).T @ hidden_ND).cpu()
+        found.counts.index_add_(0, bag_B, weights_BT.double().sum(dim=1).cpu())
+        found.answers += int(real_B.sum())
+    return found
+
+
+def answer_weights(rows: Rows, weighting: str = "token") -> Tensor:
+    """Weight of each position in a mean over answers, shape (B, T); zero off the answers."""
+    counted_BT = (rows.answer_BT & (rows.index_B >= 0)[:, None]).float()
+    if weighting == "token":
+        return counted_BT
+    return counted_BT / counted_BT.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def weighted_sums(hidden_BTD: Tensor, weights_BT: Tensor) -> Tensor:
+    """Σ_t w·h of each row in float64, shape (B, D)."""
+    return torch.einsum("btd,bt->bd", hidden_BTD.float(), weights_BT).double()
+
+
+def activations(backbone: Backbone, rows: Rows, sites: Sequence[Site]) -> dict[Site, Tensor]:
+    """Hidden states (B, T, D) at sites from one pass over rows, as copies.
+
+    Raises:
+        BackboneError: the model has no such site.
+    """
+    modules = {site: backbone.module_at(site) for site in sites}
+    with capturing(modules) as captured, backbone.steering_positions(rows.predicts_BT):
+        backbone.trunk(rows.input_ids_BT)
+    return captured
+
+
+def _check_finite(sums_BD: Tensor, site: Site, rows: Rows, group: str) -> None:
+    finite_B = sums_BD.isfinite().all(dim=1)
+    if not bool(finite_B.all()):
+        example = int(rows.index_B[~finite_B][0])
+        raise MeasurementError(
+            f"group {group}, example {example}: activations at {site} are not finite; use "
+            "backbone.dtype=float32, or look for a broken adapter"
+        )
+
+
+def split_half(positive: Moments, negative: Moments, site: Site, splits: int = 20, seed: int = 0) -> Floats:
+    """Cosines of the mean difference of one random half of the prompts with that of the other half.
+
+    Near 1: the direction is determined by the data; near 0: it is noise.
+
+    Returns:
+        `splits` cosines.
+    """
+    bags = len(positive.counts)
+    cosines = []
+    for number in range(splits):
+        order = torch.randperm(bags, generator=generator_for(seed, "split-half", number))
+        half_B = torch.zeros(bags, dtype=torch.float64)
+        half_B[order[: bags // 2]] = 1.0
+        one, two = (
+            positive.mean(site, weights_B) - negative.mean(site, weights_B)
+            for weights_B in (half_B, 1 - half_B)
+        )
+        cosines.append(float(torch.nn.functional.cosine_similarity(one, two, dim=0)))
+    return np.array(cosines)

@@ -1,0 +1,145 @@
+"""Directions in the residual stream: how they are found, how reliable they are, how alike."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from em.errors import MeasurementError
+from em.hooks import Site, generator_for
+from em.interventions._direction import Direction
+from em.interventions.update import Update
+from em.measurements.activations import Moments, split_half
+from em.stats import Estimate, Floats, jackknife
+
+
+@dataclass(frozen=True)
+class MeanDifference:
+    """mean(positive) − mean(negative) over answer tokens, site by site.
+
+    The paper's: misaligned minus aligned answers (arXiv 2506.11618). With the same answers under two
+    models it is the shift that an intervention causes.
+    """
+
+    name: str
+    positive: Moments
+    negative: Moments
+
+    @property
+    def sites(self) -> list[Site]:
+        return [site for site in self.positive.sums if site in self.negative.sums]
+
+    def vector(self, site: Site, weights_B: Tensor | None = None) -> Tensor:
+        """The direction, shape (D,), float64; optionally with a weight for each bag of prompts."""
+        return self.positive.mean(site, weights_B) - self.negative.mean(site, weights_B)
+
+    def reliability(self, site: Site, seed: int = 0) -> Floats:
+        """Split-half cosines."""
+        return split_half(self.positive, self.negative, site, seed=seed)
+
+    def direction(self, origin: dict[str, Any], seed: int = 0) -> Direction:
+        """As a direction that can be saved and used, with its reliability in its provenance."""
+        sites = [site for site in self.sites if float(self.vector(site).norm()) > 0]
+        if not sites:
+            raise MeasurementError(f"{self.name}: the two groups have the same mean at every site")
+        reliability = {str(site): round(float(self.reliability(site, seed).mean()), 4) for site in sites}
+        groups = {"positive": self.positive.answers, "negative": self.negative.answers}
+        record = {"kind": "mean-difference", **origin, "answers": groups, "split_half": reliability}
+        return Direction({site: self.vector(site).float() for site in sites}, record, self.name)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A direction without sampling error of its own: learned, random, or read from a file."""
+
+    name: str
+    vectors: dict[Site, Tensor]
+
+    @property
+    def sites(self) -> list[Site]:
+        return list(self.vectors)
+
+    def vector(self, site: Site, weights_B: Tensor | None = None) -> Tensor:
+        """The same whatever the weights of bags are."""
+        return self.vectors[site].double()
+
+
+def cosine_estimate(a: MeanDifference | Given, b: MeanDifference | Given, site: Site) -> Estimate:
+    """Cosine of two directions with a leave-one-bag-out (jackknife) interval, both without the same bag."""
+    bags = max([len(one.positive.counts) for one in (a, b) if isinstance(one, MeanDifference)], default=0)
+    value = _cosine(a.vector(site), b.vector(site))
+    without = []
+    for bag in range(bags):
+        weights_B = torch.ones(bags, dtype=torch.float64)
+        weights_B[bag] = 0.0
+        without.append(_cosine(a.vector(site, weights_B), b.vector(site, weights_B)))
+    if not without:
+        return Estimate(value, value, value) if np.isfinite(value) else Estimate(None, None, None)
+    found = jackknife(value, np.array(without))
+    clip = [None if bound is None else float(np.clip(bound, -1, 1)) for bound in (found.low, found.high)]
+    return Estimate(found.value, *clip)
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    length = float(a.norm() * b.norm())
+    return float(a @ b) / length if length > 0 else float("nan")
+
+
+def written_directions(update: Update, hidden_size: int) -> dict[str, Tensor]:
+    """The main direction that each part of an update writes into the residual stream.
+
+    For a LoRA module whose output is the residual stream (`down_proj`, `o_proj`): the first left singular
+    vector of ΔW = s·BA, which for rank 1 is its B column. For a steering vector: the vector.
+
+    Returns:
+        name of the part -> unit vector, shape (D,); parts of another output width are left out.
+    """
+    found = {}
+    for name, (left, right) in update.parts.items():
+        if left.shape[0] != hidden_size or not name.endswith(
+            ("down_proj", "o_proj", "mlp", "block", "attention")
+        ):
+            continue
+        if right is None:
+            vector = left if left.ndim == 1 else torch.linalg.svd(left.double(), full_matrices=False)[0][:, 0]
+        else:
+            q, r = torch.linalg.qr(left.double())
+            vector = q @ torch.linalg.svd(r @ right.double(), full_matrices=False)[0][:, 0]
+        if float(vector.norm()) > 0:
+            found[name] = (vector / vector.norm()).double()
+    return found
+
+
+def shuffled_labels(positive: Moments, negative: Moments, seed: int, draw: int) -> tuple[Moments, Moments]:
+    """A control: each bag of prompts keeps or swaps its labels by a coin, so no direction is left.
+
+    Exactly half of the bags are swapped.
+    """
+    bags = len(positive.counts)
+    swap_B = torch.zeros(bags, dtype=torch.float64)
+    order = torch.randperm(bags, generator=generator_for(seed, "shuffled-labels", draw))
+    swap_B[order[: bags // 2]] = 1.0
+
+    def mixed(a: Moments, b: Moments) -> Moments:
+        sums = {
+            site: a.sums[site] * (1 - swap_B)[:, None] + b.sums[site] * swap_B[:, None] for site in a.sums
+        }
+        return Moments(sums, a.counts * (1 - swap_B) + b.counts * swap_B, a.answers)
+
+    return mixed(positive, negative), mixed(negative, positive)
+
+
+def names_unique(directions: Sequence[MeanDifference | Given]) -> list[str]:
+    """Names of directions.
+
+    Raises:
+        MeasurementError: two have the same name.
+    """
+    names = [one.name for one in directions]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise MeasurementError(f"two directions are named {twice[0]}; rename one")
+    return names

@@ -1,0 +1,152 @@
+"""What adding or ablating a direction does to the margin between careless and careful answers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from em.backbone import Backbone
+from em.datamodules.pairs import Pair, pair_rows
+from em.errors import MeasurementError
+from em.hooks import generator_for
+from em.interventions._direction import Direction
+from em.interventions.ablation import Ablation
+from em.interventions.steering import Steering
+from em.measurements.margins import PAIR_ROWS, PairLosses, PairPanel
+from em.modules.losses import cross_entropy_term, head_values
+from em.stats import Floats, Resampling
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Margins under steering with several coefficients.
+
+    Args:
+        coefficients: K values of c in h ← h + c·v̂ (or c·‖h‖·v̂).
+        losses: of both answers, at each coefficient.
+    """
+
+    coefficients: list[float]
+    losses: list[PairLosses]
+
+
+@torch.no_grad()
+def steering_sweep(
+    backbone: Backbone, pairs: Sequence[Pair], steering: Steering, coefficients: Sequence[float]
+) -> Sweep:
+    """Score pairs under steering with every coefficient, in one forward pass for each batch of answers.
+
+    Args:
+        pairs: answers to score.
+        steering: attached with coefficient 1; each batch row gets its own coefficient.
+        coefficients: the sweep; 0 is the model without steering.
+    """
+    sums = {which: np.zeros((len(coefficients), len(pairs))) for which in ("careless", "careful")}
+    tokens = {which: np.zeros(len(pairs)) for which in ("careless", "careful")}
+    pad = int(backbone.tokenizer.pad_token_id or 0)
+    for which in ("careless", "careful"):
+        for rows in pair_rows(
+            pairs, max(1, 2 * PAIR_ROWS // len(coefficients)), pad, which, range(len(pairs))
+        ):
+            moved = rows.to(backbone.device)
+            ids_BT = moved.input_ids_BT.repeat(len(coefficients), 1)
+            at_BT = moved.predicts_BT.repeat(len(coefficients), 1)
+            strength_B = torch.tensor(list(coefficients)).repeat_interleave(len(rows))
+            lower = backbone.run_lower(moved.input_ids_BT, steering.lowest_layer())  # equal for all rows
+            if lower is not None:
+                lower = lower[0], lower[1].repeat(len(coefficients), 1, 1)
+            with backbone.steering_positions(at_BT), steering.rows(strength_B):
+                hidden_ND = backbone.trunk(ids_BT, lower)[at_BT]
+            values_N = head_values(
+                backbone, hidden_ND, cross_entropy_term(moved.targets_N.repeat(len(coefficients)))
+            )
+            parts = values_N.double().split(at_BT.sum(dim=1).tolist())
+            nll_KB = np.array([float(part.sum()) for part in parts]).reshape(len(coefficients), -1)
+            index = moved.index_B.cpu().numpy()
+            sums[which][:, index] = nll_KB
+            tokens[which][index] = moved.predicts_BT.sum(dim=1).cpu().numpy()
+    losses = [
+        PairLosses(careless, careful, tokens["careless"], tokens["careful"])
+        for careless, careful in zip(sums["careless"], sums["careful"], strict=True)
+    ]
+    return Sweep(list(coefficients), losses)
+
+
+@dataclass(frozen=True)
+class AblationEffect:
+    """Margins with a direction projected out, beside random directions.
+
+    Args:
+        ablated: adapted model without the direction.
+        ablated_reference: reference model without the direction.
+        random, random_reference: the same for each random direction.
+    """
+
+    ablated: PairLosses
+    ablated_reference: PairLosses
+    random: list[PairLosses]
+    random_reference: list[PairLosses]
+
+    def removed(
+        self, adapted: PairLosses, reference: PairLosses, resampling: Resampling
+    ) -> tuple[Floats, Floats]:
+        """Share of the margin shift that ablation removes, for the direction and the random ones, (R,).
+
+        1 − (shift with ablation) / (shift without), where each shift is against the reference treated
+        alike; 1: the reference's preference is back. NaN where there was no shift to remove.
+        """
+        shift_P = adapted.margin_P - reference.margin_P
+        shift_R = resampling.means(shift_P, np.ones(len(shift_P)))
+        shift_R = np.where(shift_R > 0, shift_R, np.nan)
+        left_P = self.ablated.margin_P - self.ablated_reference.margin_P
+        random_P = np.mean(
+            [a.margin_P - b.margin_P for a, b in zip(self.random, self.random_reference, strict=True)],
+            axis=0,
+        )
+        ones = np.ones(len(shift_P))
+        return tuple(1 - resampling.means(values, ones) / shift_R for values in (left_P, random_P))  # type: ignore[return-value]
+
+
+def ablation_effect(
+    backbone: Backbone,
+    disabled: Callable[[], object],
+    panel: PairPanel,
+    direction: Direction,
+    layers: str | int | list[int],
+    source: int | None = None,
+    controls: int = 1,
+    seed: int = 0,
+) -> AblationEffect:
+    """Score pairs with a direction projected out, of the adapted and of the reference model.
+
+    The direction may come from another run (transfer).
+
+    Args:
+        disabled: gives the context in which the adapted model is the reference.
+        panel: pairs; built with `lowest_layer` at or below the lowest ablated layer.
+        direction, layers, source: see `em.interventions.ablation.Ablation`.
+        controls: random directions to compare with.
+
+    Raises:
+        AdapterError: the direction does not fit the backbone.
+        MeasurementError: no control is asked for.
+    """
+    if controls < 1:
+        raise MeasurementError("an ablation is only readable beside a random one; set controls to 1 or more")
+    pairs = []
+    for number in range(1 + controls):
+        one = direction
+        if number:
+            one = direction.random_like(generator_for(seed, "ablation-control", number))
+        ablation = Ablation.given(one, layers=layers, source=source)
+        ablation.attach(backbone)
+        try:
+            adapted = panel.losses()
+            with disabled():  # type: ignore[attr-defined]
+                pairs.append((adapted, panel.losses()))
+        finally:
+            ablation.detach()
+    return AblationEffect(
+        pairs[0][0], pairs[0][1], [one for one, _ in pairs[1:]], [other for _, other in pairs[1:]]
+    )

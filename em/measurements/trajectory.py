@@ -1,0 +1,144 @@
+"""The path of a solution through training: snapshots, rotation, and principal components."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from em.errors import RunError
+from em.stats import Floats
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Snapshots of one run.
+
+    Args:
+        name: of the run.
+        steps: optimizer steps, ascending.
+        points: one flat vector a snapshot: the steering vector, or all B matrices of a LoRA (S, P).
+    """
+
+    name: str
+    steps: list[int]
+    points: Tensor
+
+
+def snapshot_path(folder: Path, step: int) -> Path:
+    """Where the snapshot of a step lies."""
+    return folder / f"step-{step:08d}.safetensors"
+
+
+def written_part(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What of an intervention's parameters makes its trajectory: the B matrices, or else everything.
+
+    A LoRA's A starts at random values and B at zero, so B is what training writes (arXiv 2506.11613).
+    """
+    b = {name: value for name, value in values.items() if name.endswith("lora_B")}
+    return b or values
+
+
+def read_trajectory(folder: Path, name: str) -> Trajectory:
+    """Read the snapshots of a run.
+
+    Args:
+        folder: RUN/trajectory.
+        name: of the run.
+
+    Raises:
+        RunError: there are fewer than two, or one cannot be read or has other tensors than the first.
+    """
+    files = sorted(folder.glob("step-*.safetensors"))
+    if len(files) < 2:
+        raise RunError(
+            f"{folder}: {len(files)} snapshots; train with callbacks.trajectory.every_n_steps to have more"
+        )
+    points: list[Tensor] = []
+    shapes: dict[str, torch.Size] = {}
+    for file in files:
+        try:
+            values = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"{file}: cannot be read ({error}); delete it to leave this step out") from error
+        found = {key: value.shape for key, value in values.items()}
+        shapes = shapes or found
+        if found != shapes:
+            raise RunError(f"{file}: holds other tensors than {files[0].name}; is it of another run?")
+        points.append(torch.cat([values[key].flatten().float() for key in sorted(values)]))
+    return Trajectory(name, [int(file.stem.split("-")[1]) for file in files], torch.stack(points))
+
+
+def rotation(trajectory: Trajectory, k: int = 1) -> tuple[list[int], list[float]]:
+    """cos(B_{t−k} − B_t, B_{t+k} − B_t) at each snapshot t that has k neighbours on both sides.
+
+    −1: the path is straight; higher: it turns; the phase transition is where it peaks (arXiv 2506.11613).
+
+    Args:
+        k: distance in snapshots.
+
+    Returns:
+        steps and cosines; snapshots that coincide with a neighbour have no angle and are left out.
+    """
+    steps, cosines = [], []
+    points = trajectory.points.double()
+    for at in range(k, len(points) - k):
+        before, after = points[at - k] - points[at], points[at + k] - points[at]
+        length = float(before.norm() * after.norm())
+        if length > 0:
+            steps.append(trajectory.steps[at])
+            cosines.append(float(before @ after) / length)
+    return steps, cosines
+
+
+def peak_step(steps: Sequence[int], cosines: Sequence[float]) -> int | None:
+    """The step at which the path turns most; None without any."""
+    return None if not steps else steps[int(np.argmax(cosines))]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Principal components of several trajectories in one frame whose origin is their common mean.
+
+    Args:
+        coordinates: name -> (S, K) positions.
+        explained: share of the variance along each of K components.
+        components: (K, P), orthonormal.
+    """
+
+    coordinates: dict[str, Floats]
+    explained: list[float]
+    components: Tensor
+
+
+def principal_components(trajectories: Sequence[Trajectory], count: int = 2) -> Frame:
+    """PCA of all snapshots together, through the Gram matrix of snapshots.
+
+    Raises:
+        RunError: the runs have differently shaped solutions, or nothing moved.
+    """
+    widths = {one.name: one.points.shape[1] for one in trajectories}
+    if len(set(widths.values())) > 1:
+        raise RunError(
+            f"trajectories of different shapes have no common frame: {widths}; compare equal kinds"
+        )
+    every = torch.cat([one.points for one in trajectories]).double()
+    centred = every - every.mean(dim=0)
+    values, vectors = torch.linalg.eigh(centred @ centred.T)
+    order = torch.argsort(values, descending=True)[:count]
+    if float(values[order[0]]) <= 0:
+        raise RunError("all snapshots are equal; nothing moved during training")
+    scales = values[order].clamp(min=0).sqrt()
+    coordinates = vectors[:, order] * scales
+    components = (vectors[:, order].T @ centred) / scales.clamp(min=1e-30)[:, None]
+    placed, at = {}, 0
+    for one in trajectories:
+        placed[one.name] = cast(Floats, coordinates[at : at + len(one.steps)].numpy())
+        at += len(one.steps)
+    explained = (values[order].clamp(min=0) / values.clamp(min=0).sum()).tolist()
+    return Frame(placed, explained, components)
