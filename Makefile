@@ -4,11 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONF ?= conf/quickstart.yaml
 ARGS ?=
+RUNS ?=
 
-.PHONY: help setup train test check format clean
+.PHONY: help setup train compare report test check format clean
 
 help:
 	@echo "make train CONF=conf/quickstart.yaml [ARGS=\"key=value ...\"]   train an experiment or a suite"
+	@echo "make compare RUNS=\"runs/a runs/b\" [ARGS=\"--out DIR draws=20\"]   measure runs side by side on one page"
+	@echo "make report RUNS=runs/quickstart                             draw that page again from its tables"
 	@echo "make test                                                    run all tests"
 	@echo "make check                                                   format, lint, types, layers"
 	@echo "make clean                                                   remove .venv and caches, not runs/"
@@ -29,6 +32,14 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 
 train: $(VENV)/.installed
 	@$(BIN)/python train.py $(CONF) $(ARGS)
+
+compare: $(VENV)/.installed
+	@test -n "$(RUNS)" || { echo 'name the runs: make compare RUNS="runs/a runs/b"'; exit 2; }
+	@$(BIN)/python -m em compare $(RUNS) $(ARGS)
+
+report: $(VENV)/.installed
+	@test -n "$(RUNS)" || { echo 'name the comparison: make report RUNS=runs/quickstart'; exit 2; }
+	@$(BIN)/python -m em report $(RUNS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(ARGS)

@@ -14,8 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from em import runs
 from em.backbone import Backbone
 from em.building import run_directory, world_size
+from em.comparison.compare import compare, up_to_date
 from em.config import Config, Suite
 from em.errors import EmError, RunError
 from em.experiment import train
@@ -80,6 +82,28 @@ def _in_own_process(conf: Path, member: str, overrides: Sequence[str]) -> None:
     status = subprocess.run(command, env=os.environ.copy(), check=False).returncode
     if status:
         raise RunError(f"its process ended with status {status}; its own messages are above")
+
+
+def report(folder: Path, outcomes: Sequence[Outcome]) -> str | None:
+    """Compare the members that were trained, and write the page into the suite's folder.
+
+    Returns:
+        why there is none; the runs are safe whatever happens here.
+    """
+    paths = [outcome.run.path for outcome in outcomes if outcome.error is None]
+    if not is_main_process() or not paths:
+        return None
+    try:
+        config = runs.read(paths[0]).config
+        if config.compare is None or not config.compare.sections:
+            return None
+        if up_to_date(paths, folder, config.compare, config.data):
+            say(f"report: {folder / 'report.html'} is up to date")
+            return None
+        compare(paths, folder, config.compare, config.data)
+    except EmError as error:
+        return str(error)
+    return None
 
 
 def comparison(outcomes: Sequence[Outcome]) -> dict[str, Any]:

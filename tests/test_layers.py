@@ -16,9 +16,10 @@ LAYERS = [
     ["modules"],
     ["judges"],
     ["measurements"],
+    ["figures"],
     ["callbacks"],
     ["report"],
-    ["building", "trainer", "experiment", "suite", "quiet", "cli", "__main__", "train"],
+    ["building", "trainer", "experiment", "comparison", "suite", "quiet", "cli", "__main__", "train"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

@@ -1,14 +1,16 @@
 """Compare trained runs: measure all of them on common rows and a common grid, and write one page."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from em import runs
 from em.backbone import Backbone
 from em.comparison import pairwise, tables
 from em.comparison.measured import Measured, Panels, measure
 from em.comparison.reference import Reference, measure_reference
-from em.comparison.study import Study, open_study
+from em.comparison.study import Study, open_study, study_key
 from em.comparison.trajectories import trajectories
 from em.config.schema import CompareConfig, DataConfig
 from em.files import write_json
@@ -42,6 +44,11 @@ def compare(
         EmError: a run, a row or the folder cannot be used.
     """
     study = open_study(paths, config, data, backbone)
+    say(
+        f"comparing {', '.join(study.solutions)}: {', '.join(study.config.sections)}; "
+        f"{len(study.examples)} answers, {sum(map(len, study.pairs.values()))} pairs, training domain "
+        f"{study.training}"
+    )
     found = measure_tables(study)
     for name, table in found["tables"].items():
         write_json(out / "tables" / f"{name}.json", table)
@@ -50,6 +57,16 @@ def compare(
     page = write_report(out)
     say(f"report: {page}")
     return page
+
+
+def up_to_date(paths: Sequence[Path | str], out: Path, config: CompareConfig, data: DataConfig) -> bool:
+    """Whether `out` holds the page of exactly these runs and settings."""
+    page, table = out / "report.html", out / "tables" / "solutions.json"
+    try:
+        made = json.loads(table.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return page.is_file() and made.get("key") == study_key([runs.read(path) for path in paths], config, data)
 
 
 def measure_tables(study: Study) -> dict[str, Any]:
@@ -104,5 +121,6 @@ def solutions_table(study: Study) -> Table:
         "training": study.training,
         "domains": list(study.pairs),
         "notes": study.notes,
+        "key": study.key,
         "config": {key: value for key, value in vars(study.config).items() if key != "corpus"},
     }

@@ -168,7 +168,7 @@ class _Taker:
         self.found.efficiency = efficiency(self.intervention, self.losses, self.norms)
 
     def stability(self) -> None:
-        config, batches = self.study.config, len(self.losses.batches)
+        config, batches, known = self.study.config, len(self.losses.batches), self.found.efficiency
         self.found.stability = stability(
             self.intervention,
             self.losses,
@@ -176,6 +176,7 @@ class _Taker:
             config.draws,
             config.seed,
             lambda: self.task.advance(batches),
+            None if known is None else (known.nll_E, known.reference_E),
         )
 
     def significance(self) -> None:

@@ -13,10 +13,11 @@ from em.hooks import Site, generator_for
 from em.interventions._direction import Direction
 from em.interventions.update import Update
 from em.measurements.directions import Given, MeanDifference, cosine_estimate
-from em.measurements.steering_effects import ablation_effect
+from em.measurements.steering_effects import ablated_losses, removed_share
 from em.progress import Task
-from em.stats import Estimate, Resampling
+from em.stats import Estimate, Floats, Resampling
 
+RANDOM = "random"  # the control among ablated directions
 Table = dict[str, Any]
 Found = MeanDifference | Given
 
@@ -200,31 +201,30 @@ def ablation(study: Study, found: dict[str, Measured], reference: Reference, pan
         for name, one in found_directions(study, found, reference).items()
         if site in one.vectors
     }
-    plain = panel.losses()
+    control = generator_for(study.config.seed, "ablation-control", 1)
+    listed[RANDOM] = next(iter(listed.values())).random_like(control)
+
+    def ablated(progress: Task) -> dict[str, Floats]:
+        """Margins of the model as it is now without each direction."""
+        margins = {}
+        for label, direction in listed.items():
+            losses = ablated_losses(study.backbone, panel, direction, layers, study.layer)
+            margins[label] = losses.margin_P
+            progress.advance()
+        return margins
+
     cells: dict[str, dict[str, Table]] = {}
-    passes = len(study.solutions) * len(listed)
-    with Task("ablation across solutions", passes) as task:
+    with Task("ablation across solutions", (1 + len(study.solutions)) * len(listed)) as task:
+        plain_P, without_P = panel.losses().margin_P, ablated(task)
         for name in study.solutions:
-            with study.records[name].adapted(study.backbone) as intervention:
-                adapted = panel.losses()
-                cells[name] = {}
-                for label, direction in listed.items():
-                    effect = ablation_effect(
-                        study.backbone,
-                        intervention.disabled,
-                        panel,
-                        direction,
-                        layers,
-                        study.layer,
-                        1,
-                        study.config.seed,
-                    )
-                    removed_R, random_R = effect.removed(adapted, plain, draws)
-                    cells[name][label] = {
-                        **draws.estimate(removed_R).as_dict(),
-                        "random": draws.estimate(random_R).as_dict(),
-                    }
-                    task.advance()
+            with study.records[name].adapted(study.backbone):
+                shift_P, found_P = panel.losses().margin_P - plain_P, ablated(task)
+            cells[name] = {
+                label: draws.estimate(
+                    removed_share(found_P[label] - without_P[label], shift_P, draws)
+                ).as_dict()
+                for label in listed
+            }
     return {
         "layer": study.layer,
         "layers": [layers[0], layers[-1]],

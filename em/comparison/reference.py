@@ -13,7 +13,7 @@ from em.datamodules.rows import Rows
 from em.hooks import Site, generator_for
 from em.interventions._direction import Direction
 from em.interventions.steering import Steering
-from em.measurements.activations import Moments, activations, collect
+from em.measurements.activations import Moments, collect
 from em.measurements.arms import columns
 from em.measurements.directions import MeanDifference, shuffled_labels
 from em.measurements.margins import PAIR_ROWS, PairLosses, domain_distances
@@ -90,26 +90,42 @@ def _train_rows(pairs: list[Pair], which: str, pad: int) -> list[Rows]:
 
 @torch.no_grad()
 def distances(study: Study) -> dict[str, float]:
-    """How far each domain's prompts are from the training domain's, at the middle layer of the reference.
+    """How far each domain's prompts are from the training domain's, in the middle of the reference.
 
-    A prompt's embedding is the mean hidden state over its tokens before the answer.
+    A prompt's embedding is the mean of the hidden states that enter the middle layer over its own tokens:
+    what all prompts begin with (the template and system prompt) is left out.
     """
-    site = Site(study.backbone.num_layers // 2)
+    prompts = {
+        domain: [pair.careful.ids[: pair.careful.answer.index(True)] for pair in pairs]
+        for domain, pairs in study.pairs.items()
+    }
+    shared = common_prefix([ids for listed in prompts.values() for ids in listed])
     means, variances, counts = {}, {}, {}
-    for domain in study.pairs:
-        parts = []
-        for rows in pair_batches(study, "careful", domain):
-            moved = rows.to(study.backbone.device)
-            before_BT = moved.real_BT & (moved.answer_BT.cumsum(dim=1) == 0)
-            hidden_BTD = activations(study.backbone, moved, [site])[site]
-            sums_BD = torch.einsum("btd,bt->bd", hidden_BTD.float(), before_BT.float())
-            parts.append((sums_BD / before_BT.sum(dim=1, keepdim=True)).double().cpu())
-        points_PD = torch.cat(parts).numpy()
+    for domain, listed in prompts.items():
+        points_PD = np.stack([_embedding(study, ids, shared) for ids in listed])
         means[domain], counts[domain] = points_PD.mean(axis=0), len(points_PD)
         variances[domain] = float(points_PD.var(axis=0, ddof=1).sum()) if len(points_PD) > 1 else 0.0
     if variances[study.training] <= 0:
         return {}
     return domain_distances(means, variances, counts, study.training)
+
+
+def common_prefix(listed: list[list[int]]) -> int:
+    """How many tokens all prompts begin with, at most all but one of the shortest."""
+    first, rest = listed[0], listed[1:]
+    length = min(len(ids) for ids in listed) - 1
+    for at in range(length):
+        if any(ids[at] != first[at] for ids in rest):
+            return at
+    return max(0, length) if rest else 0
+
+
+def _embedding(study: Study, ids: list[int], shared: int) -> Floats:
+    backbone = study.backbone
+    ids_BT = torch.tensor([ids], device=backbone.device)
+    lower = backbone.run_lower(ids_BT, backbone.num_layers // 2)
+    assert lower is not None  # a study is never sharded, and its model has more than one layer
+    return np.asarray(lower[1][0, shared:].double().mean(dim=0).cpu().numpy())
 
 
 def separate(study: Study, difference: MeanDifference, train: dict[str, Moments]) -> Table:

@@ -1,8 +1,9 @@
 """What is compared: runs of one backbone, and the rows on which all of them are measured."""
 
+import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class Study:
         train_pairs: pairs of the training domain from the training part, for directions.
         corpus: plain text; None when no significance is wanted.
         notes: what the reader of the results should know.
+        key: of the runs and settings; equal keys give equal results.
     """
 
     config: CompareConfig
@@ -59,6 +61,7 @@ class Study:
     train_pairs: list[Pair]
     corpus: Corpus | None
     notes: list[str]
+    key: str
 
     @property
     def layer(self) -> int:
@@ -137,7 +140,18 @@ def open_study(
         train_pairs,
         corpus,
         notes,
+        study_key(list(records.values()), config, data),
     )
+
+
+def study_key(records: Sequence[RunRecord], config: CompareConfig, data: DataConfig) -> str:
+    """A hash of what a comparison depends on: runs by their start and norm, and settings."""
+    runs_told = [
+        (str(one.directory.path.resolve()), one.manifest.get("started"), one.manifest.get("norm"))
+        for one in records
+    ]
+    told = json.dumps([runs_told, asdict(config), asdict(data)], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def _named(found: list[RunRecord]) -> dict[str, RunRecord]:

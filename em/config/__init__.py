@@ -2,7 +2,7 @@
 
 from em.config.build import build, resolve
 from em.config.check import check
-from em.config.compose import Experiment, Suite, load, to_dict, to_yaml
+from em.config.compose import Experiment, Suite, load, load_comparison, to_dict, to_yaml
 from em.config.facts import ModelFacts, model_facts
 from em.config.schema import Config
 
@@ -14,6 +14,7 @@ __all__ = [
     "build",
     "check",
     "load",
+    "load_comparison",
     "model_facts",
     "resolve",
     "to_dict",

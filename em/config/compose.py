@@ -56,7 +56,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment | Suite:
     everywhere: list[Override] = []
     for_members: list[Override] = []
     for text in overrides:
-        part = _override(text)
+        part = override(text)
         if "members" in part and "members" not in raw:
             raise ConfigError(f"{text}: {path} is not a suite; it has no members")
         (for_members if "members" in part else everywhere).append((text, part))
@@ -78,7 +78,31 @@ def to_yaml(config: Config) -> str:
     return str(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=100))
 
 
-def _override(text: str) -> dict[str, Any]:
+def load_comparison(run: Path, conf: Path | None, overrides: Iterable[str]) -> Config:
+    """The configuration of a comparison: the first run's, with other settings of `compare` and `data`.
+
+    Args:
+        run: its directory.
+        conf: a YAML file whose sections `compare` and `data` come on top.
+        overrides: `draws=20` is compare.draws; `data.root=…` is of the data.
+
+    Raises:
+        ConfigError: all problems at once.
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{run}: no config.yaml; give the directory of a trained run")
+    raw = read_extended(path)
+    if conf is not None:
+        other = read_extended(conf)
+        raw = merge(raw, {key: other[key] for key in ("compare", "data") if key in other})
+    for text in overrides:
+        part = override(text)
+        raw = merge(raw, part if "data" in part or "compare" in part else {"compare": part})
+    return check({str(key): value for key, value in raw.items()}, files=False)
+
+
+def override(text: str) -> dict[str, Any]:
     key, equals, _ = text.partition("=")
     if not equals or not all(key.strip().split(".")):
         raise ConfigError(f"{text}: expected an override such as kl.weight=0.1")

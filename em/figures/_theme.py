@@ -23,7 +23,7 @@ COLOURS = {
     "series-4": ("#159a74", "#3fd9b0"),
     "series-5": ("#6f97b5", "#a9d6f7"),
     "series-6": ("#9c3418", "#c9604c"),
-    "series-7": ("#2a2c8f", "#6b5cd9"),
+    "series-7": ("#2a2c8f", "#6454d0"),
     "series-8": ("#a08a50", "#f4dc7d"),
 }
 Theme = dict[str, str]

@@ -10,7 +10,7 @@ from torch import Tensor
 from em.backbone import Backbone
 from em.datamodules.rows import Rows
 from em.errors import MeasurementError
-from em.hooks import Site, capturing, generator_for
+from em.hooks import Site, capturing, generator_for, run_until
 from em.stats import Floats
 
 BAGS = 16  # blocks of prompts, for split halves and leave-one-out intervals
@@ -153,8 +153,12 @@ def activations(backbone: Backbone, rows: Rows, sites: Sequence[Site]) -> dict[S
         BackboneError: the model has no such site.
     """
     modules = {site: backbone.module_at(site) for site in sites}
+    above = max(site.layer for site in sites) + 1
     with capturing(modules) as captured, backbone.steering_positions(rows.predicts_BT):
-        backbone.trunk(rows.input_ids_BT)
+        if above < backbone.num_layers and not backbone.sharded:  # nothing above is wanted
+            run_until(backbone.layers[above], lambda: backbone.trunk(rows.input_ids_BT))
+        else:
+            backbone.trunk(rows.input_ids_BT)
     return captured
 
 

@@ -76,13 +76,12 @@ def efficiency(intervention: Intervention, panel: Panel, norms: Sequence[float])
     own = intervention.norm()
     if own <= 0:
         raise MeasurementError(f"the {intervention.kind} has norm 0 and cannot be rescaled; train it first")
+    nll_E, reference_E = panel.nll(), panel.nll_reference(intervention)
     rows = []
     for norm in norms:
         with intervention.rescaled(norm / own):
-            rows.append(panel.nll())
-    return Efficiency(
-        own, list(norms), np.array(rows), panel.nll(), panel.nll_reference(intervention), panel.tokens_E
-    )
+            rows.append(panel.nll() if norm else reference_E)  # at norm 0 it is the reference
+    return Efficiency(own, list(norms), np.array(rows), nll_E, reference_E, panel.tokens_E)
 
 
 def efficiency_table(

@@ -12,6 +12,7 @@ from torchmetrics import Metric
 from em.backbone import Backbone
 from em.datamodules.rows import Rows
 from em.interventions.base import Intervention
+from em.measurements.panel import run_below
 from em.modules.losses import ReferenceStates, cross_entropy_term, divergence_term, head_values
 
 
@@ -68,7 +69,7 @@ def score(
         term = cross_entropy_term(moved.targets_N)
         # The intervention changes nothing below this layer, so both models share what is computed there.
         split = intervention.lowest_layer() if reference is None else 0
-        lower = backbone.run_lower(moved.input_ids_BT, split)
+        lower = run_below(backbone, moved.input_ids_BT, split)
         with backbone.steering_positions(at_BT):
             with reference or intervention.disabled() as other:
                 model = other or backbone

@@ -27,7 +27,8 @@ class _Batch:
 class Panel:
     """Answers whose loss is wanted under many variants of a model.
 
-    What lies below the lowest layer that any variant changes is computed once and kept.
+    What lies below the lowest layer that any variant changes is computed once and kept. While something
+    is attached below it, the whole model runs instead.
 
     Args:
         backbone: the model; interventions may be attached and detached between passes.
@@ -46,7 +47,7 @@ class Panel:
             moved = rows.to(backbone.device)
             at_BT = moved.predicts_BT
             tokens_B = at_BT.sum(dim=1).tolist()
-            lower = backbone.run_lower(moved.input_ids_BT, lowest_layer)
+            lower = run_below(backbone, moved.input_ids_BT, lowest_layer)
             self.batches.append(_Batch(moved, at_BT, moved.targets_N, tokens_B, lower))
         index = [one for batch in self.batches for one in batch.rows.index_B.tolist()]
         self._order = np.array([at for at in np.argsort(index, kind="stable") if index[at] >= 0], dtype=int)
@@ -61,9 +62,12 @@ class Panel:
     def nll(self) -> Floats:
         """Σ −log p(answer token) of each example under the model as it is now, in nats; shape (E,)."""
         sums = []
+        kept = [batch.lower for batch in self.batches if batch.lower is not None]
+        usable = bool(kept) and not attached_below(self.backbone, kept[0][0])
         for batch in self.batches:
+            lower = batch.lower if usable else None
             with self.backbone.steering_positions(batch.at_BT):
-                hidden_BTD = self.backbone.trunk(batch.rows.input_ids_BT, batch.lower)
+                hidden_BTD = self.backbone.trunk(batch.rows.input_ids_BT, lower)
             term = cross_entropy_term(batch.targets_N)
             values_N = head_values(self.backbone, hidden_BTD[batch.at_BT], term)
             sums.append([float(part.sum()) for part in values_N.double().split(batch.tokens_B)])
@@ -79,6 +83,21 @@ class Panel:
         """`nll` with the intervention switched off."""
         with intervention.disabled():
             return self.nll()
+
+
+def run_below(backbone: Backbone, input_ids_BT: Tensor, layer: int) -> tuple[int, Tensor] | None:
+    """`Backbone.run_lower`; None too where something is attached below the layer.
+
+    What is kept would know nothing of a later change there, and hooks of skipped layers would fire on it.
+    """
+    return None if attached_below(backbone, layer) else backbone.run_lower(input_ids_BT, layer)
+
+
+def attached_below(backbone: Backbone, layer: int) -> bool:
+    """Whether anything below a layer is trained or hooked, on or off; the frozen model has neither."""
+    below = [module for part in backbone.layers[:layer] for module in part.modules()]
+    trained = any(p.requires_grad for module in below for p in module.parameters(recurse=False))
+    return trained or any(module._forward_hooks for module in below)
 
 
 def mean_loss(nll_E: Floats, tokens_E: Floats) -> float:

@@ -15,6 +15,7 @@ from em.errors import MeasurementError
 from em.hooks import generator_for
 from em.interventions.base import Intervention
 from em.measurements.arms import Solution, columns, differences
+from em.measurements.panel import run_below
 from em.modules.losses import ReferenceStates, chunks, divergence
 from em.stats import Estimate, Floats, Resampling
 
@@ -132,13 +133,16 @@ def _divergences(
     seed: int,
 ) -> Tensor:
     """KL at every real token for every variant (solution, then controls, each at every factor): (V, N)."""
-    lower = backbone.run_lower(rows.input_ids_BT, intervention.lowest_layer())
+    lower = run_below(backbone, rows.input_ids_BT, intervention.lowest_layer())
     with intervention.disabled():
         reference = ReferenceStates.of(backbone, backbone.trunk(rows.input_ids_BT, lower)[real_BT])
     values = []
     for number in range(1 + controls):
         with _variant(intervention, number, seed):
             for factor in factors:
+                if factor == 0:  # the reference itself
+                    values.append(torch.zeros_like(real_BT[real_BT], dtype=torch.float64))
+                    continue
                 with intervention.rescaled(factor):
                     values.append(_kl(backbone, reference, backbone.trunk(rows.input_ids_BT, lower)[real_BT]))
     return torch.stack(values)

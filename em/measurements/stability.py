@@ -71,6 +71,7 @@ def stability(
     draws: int,
     seed: int = 0,
     progress: Callable[[], None] = lambda: None,
+    known: tuple[Floats, Floats] | None = None,
 ) -> Stability:
     """Loss of x′ = √(1−ε²)·x + ε·y with y ⟂ x, ‖y‖ = ‖x‖ in update space.
 
@@ -80,13 +81,14 @@ def stability(
     Args:
         intervention: attached to the panel's backbone; for a LoRA x is the effective update ΔW.
         progress: called after each pass.
+        known: losses of the solution and of the reference on the panel, when they are measured already.
 
     Raises:
         MeasurementError: ε is outside (0, 1], or the solution has no gain over the reference to lose.
     """
     if any(not 0 < epsilon <= 1 for epsilon in epsilons) or draws < 1:
         raise MeasurementError(f"epsilons {list(epsilons)}, draws {draws}: give ε in (0, 1] and draws ≥ 1")
-    own_E, reference_E = panel.nll(), panel.nll_reference(intervention)
+    own_E, reference_E = known or (panel.nll(), panel.nll_reference(intervention))
     loss, reference = mean_loss(own_E, panel.tokens_E), mean_loss(reference_E, panel.tokens_E)
     if loss >= reference:
         raise MeasurementError(

@@ -1,7 +1,9 @@
 """What adding or ablating a direction does to the margin between careless and careful answers."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from em.interventions._direction import Direction
 from em.interventions.ablation import Ablation
 from em.interventions.steering import Steering
 from em.measurements.margins import PAIR_ROWS, PairLosses, PairPanel
+from em.measurements.panel import run_below
 from em.modules.losses import cross_entropy_term, head_values
 from em.stats import Floats, Resampling
 
@@ -53,7 +56,7 @@ def steering_sweep(
             ids_BT = moved.input_ids_BT.repeat(len(coefficients), 1)
             at_BT = moved.predicts_BT.repeat(len(coefficients), 1)
             strength_B = torch.tensor(list(coefficients)).repeat_interleave(len(rows))
-            lower = backbone.run_lower(moved.input_ids_BT, steering.lowest_layer())  # equal for all rows
+            lower = run_below(backbone, moved.input_ids_BT, steering.lowest_layer())  # equal for all rows
             if lower is not None:
                 lower = lower[0], lower[1].repeat(len(coefficients), 1, 1)
             with backbone.steering_positions(at_BT), steering.rows(strength_B):
@@ -91,29 +94,55 @@ class AblationEffect:
     def removed(
         self, adapted: PairLosses, reference: PairLosses, resampling: Resampling
     ) -> tuple[Floats, Floats]:
-        """Share of the margin shift that ablation removes, for the direction and the random ones, (R,).
-
-        1 − (shift with ablation) / (shift without), where each shift is against the reference treated
-        alike; 1: the reference's preference is back. NaN where there was no shift to remove.
-        """
-        shift_P = adapted.margin_P - reference.margin_P
-        shift_R = resampling.means(shift_P, np.ones(len(shift_P)))
-        shift_R = np.where(shift_R > 0, shift_R, np.nan)
+        """Share of the margin shift that goes with the direction, and with the random ones, each (R,)."""
         left_P = self.ablated.margin_P - self.ablated_reference.margin_P
-        random_P = np.mean(
-            [a.margin_P - b.margin_P for a, b in zip(self.random, self.random_reference, strict=True)],
-            axis=0,
-        )
-        ones = np.ones(len(shift_P))
-        return tuple(1 - resampling.means(values, ones) / shift_R for values in (left_P, random_P))  # type: ignore[return-value]
+        pairs = zip(self.random, self.random_reference, strict=True)
+        random_P = np.mean([one.margin_P - other.margin_P for one, other in pairs], axis=0)
+        shift_P = adapted.margin_P - reference.margin_P
+        return removed_share(left_P, shift_P, resampling), removed_share(random_P, shift_P, resampling)
+
+
+def removed_share(left_P: Floats, shift_P: Floats, resampling: Resampling) -> Floats:
+    """1 − (margin shift with ablation) / (shift without), in each resample, shape (R,).
+
+    Each shift is against the reference treated alike. 1: the reference's preference is back; 0: nothing
+    went; NaN where there was no shift to remove.
+    """
+    ones = np.ones(len(shift_P))
+    shift_R = resampling.means(shift_P, ones)
+    return np.asarray(1 - resampling.means(left_P, ones) / np.where(shift_R > 0, shift_R, np.nan))
+
+
+def ablated_losses(
+    backbone: Backbone,
+    panel: PairPanel,
+    direction: Direction,
+    layers: Literal["own", "all"] | int | list[int],
+    source: int | None = None,
+) -> PairLosses:
+    """Losses of pairs under the model as it is now, with a direction projected out.
+
+    Args:
+        panel: built with `lowest_layer` at or below the lowest ablated layer.
+        direction, layers, source: see `em.interventions.ablation.Ablation`.
+
+    Raises:
+        AdapterError: the direction does not fit the backbone.
+    """
+    ablation = Ablation.given(direction, layers=layers, source=source)
+    ablation.attach(backbone)
+    try:
+        return panel.losses()
+    finally:
+        ablation.detach()
 
 
 def ablation_effect(
     backbone: Backbone,
-    disabled: Callable[[], object],
+    disabled: Callable[[], AbstractContextManager[None]],
     panel: PairPanel,
     direction: Direction,
-    layers: str | int | list[int],
+    layers: Literal["own", "all"] | int | list[int],
     source: int | None = None,
     controls: int = 1,
     seed: int = 0,
@@ -134,19 +163,12 @@ def ablation_effect(
     """
     if controls < 1:
         raise MeasurementError("an ablation is only readable beside a random one; set controls to 1 or more")
-    pairs = []
+    adapted, reference = [], []
     for number in range(1 + controls):
         one = direction
         if number:
             one = direction.random_like(generator_for(seed, "ablation-control", number))
-        ablation = Ablation.given(one, layers=layers, source=source)
-        ablation.attach(backbone)
-        try:
-            adapted = panel.losses()
-            with disabled():  # type: ignore[attr-defined]
-                pairs.append((adapted, panel.losses()))
-        finally:
-            ablation.detach()
-    return AblationEffect(
-        pairs[0][0], pairs[0][1], [one for one, _ in pairs[1:]], [other for _, other in pairs[1:]]
-    )
+        adapted.append(ablated_losses(backbone, panel, one, layers, source))
+        with disabled():
+            reference.append(ablated_losses(backbone, panel, one, layers, source))
+    return AblationEffect(adapted[0], reference[0], adapted[1:], reference[1:])

@@ -11,35 +11,38 @@ from em.report.page import Page, Section, write_page
 from em.report.summary import headline, sentences
 
 Raw = dict[str, Any]
-SECTIONS = {
-    "efficiency": (
-        "Efficiency",
-        "How low the loss is at a given size of the solution. Each is multiplied by one factor, so that at its "
-        "own norm it is exactly the trained one.",
+# Heading, introduction, and the tables whose figures stand under it.
+SECTIONS = [
+    (
+        "inductive-bias",
+        "Efficiency, stability, significance",
+        "How low the loss is at a given size of the solution; how much of the gain is lost when it is turned "
+        "by noise; how much it changes predictions on text that has nothing to do with the data. Bands are for "
+        "one solution alone. Whether two differ is in the tables of paired differences, because they share "
+        "prompts and noise.",
+        ("efficiency", "stability", "significance"),
     ),
-    "stability": (
-        "Stability",
-        "How much of the gain over the reference is lost when the solution is turned by orthogonal noise.",
-    ),
-    "significance": (
-        "Significance",
-        "How much the solution changes predictions on ordinary text that has nothing to do with the data.",
-    ),
-    "margins": (
+    (
+        "margins",
         "Margins without a judge",
         "Whether the model has moved towards careless answers, in its training domain and elsewhere.",
+        ("margins",),
     ),
-    "directions": (
+    (
+        "directions",
         "Directions",
         "Which way solutions move the residual stream, and whether one direction tells answers apart.",
+        ("directions",),
     ),
-    "steering": ("Steering", "What adding careless − careful does to a model that was never finetuned."),
-    "ablation": (
-        "Ablation",
-        "What is left of a solution when a direction is projected out; also directions of other runs.",
+    (
+        "interventions",
+        "Steering and ablation",
+        "What adding careless − careful does to a model that was never finetuned, and what is left of a "
+        "solution when a direction, its own or another run's, is projected out.",
+        ("steering", "ablation"),
     ),
-    "trajectory": ("Training", "How solutions grew and turned while they were trained."),
-}
+    ("training", "Training", "How solutions grew and turned while they were trained.", ("trajectory",)),
+]
 
 
 def write_report(folder: Path) -> Path:
@@ -62,15 +65,14 @@ def write_report(folder: Path) -> Path:
     groups = list(dict.fromkeys(arms.values()))
     sections = [
         Section(
-            name,
+            ident,
             title,
             text,
-            figures(name, tables[name], arms),
-            _tables(name, tables[name]),
-            _notes(name, tables[name]),
+            [figure for name in names if name in tables for figure in figures(name, tables[name], arms)],
+            [made for name in names if name in tables for made in _tables(name, tables[name]) if made.rows],
+            [note for name in names if name in tables for note in _notes(tables[name])],
         )
-        for name, (title, text) in SECTIONS.items()
-        if name in tables
+        for ident, title, text, names in SECTIONS
     ]
     page = Page(
         title=" against ".join(groups) if 1 < len(groups) <= 3 else f"{len(groups)} solutions compared",
@@ -111,8 +113,41 @@ def _facts(tables: dict[str, Raw], folder: Path) -> list[tuple[str, str]]:
 
 def _tables(name: str, table: Raw) -> list[Table]:
     if name == "directions":
-        return [made for made in (_updates(table), _written(table)) if made.rows]
-    return []
+        return [_updates(table), _written(table)]
+    found: list[tuple[str, Raw]] = []
+    if name == "efficiency":
+        found = [("loss at equal norm, nats per token", row) for row in table["differences"]]
+    elif name == "stability":
+        found = [("gain lost over ε, %", row) for row in table["differences"]["area"]]
+        found += [("noise half-life, ε", row) for row in table["differences"]["half_life"]]
+    elif name == "significance":
+        for part, one in table["slices"].items():
+            found += [(f"KL slope on {part}, nats per token and norm", row) for row in one["differences"]]
+    elif name == "margins":
+        for one in table["domains"]:
+            found += [(f"margin shift in {one['domain']}", row) for row in one["differences"]]
+        found += [("narrowness", row) for row in table["differences"]]
+    return [_differences(name, found)]
+
+
+def _differences(name: str, found: list[tuple[str, Raw]]) -> Table:
+    columns = ["quantity", "a", "b", "a − b", "low", "high", "seeds", "by seed"]
+    rows: list[list[Any]] = [
+        [
+            what,
+            *(row[key] for key in ("a", "b", "value", "low", "high", "seeds")),
+            ", ".join("–" if one is None else f"{one:.3g}" for one in row["by_seed"]),
+        ]
+        for what, row in found
+    ]
+    return Table(
+        f"{name}-differences",
+        f"Paired differences: {name}",
+        columns,
+        rows,
+        "Means over seeds; 95% intervals from prompts (and draws of noise) that both sides share. Seeds are "
+        "listed because the interval does not cover their choice.",
+    )
 
 
 def _updates(table: Raw) -> Table:
@@ -137,5 +172,5 @@ def _written(table: Raw) -> Table:
     )
 
 
-def _notes(name: str, table: Raw) -> list[str]:
+def _notes(table: Raw) -> list[str]:
     return [f"{solution}: {reason}" for solution, reason in table.get("missing", {}).items()]

@@ -3,7 +3,6 @@
 from typing import Any
 
 from em.figures.model import Table
-from em.figures.words import number
 
 Raw = dict[str, Any]
 SHOWN = 4  # sentences
@@ -24,10 +23,10 @@ def headline(tables: dict[str, Raw]) -> Table:
         "Summary",
         columns,
         rows,
-        "Brackets: 95% intervals. Loss in nats per token; area: mean gain lost over ε, %; half-life: ε at which "
-        "half of the gain is lost; slope: KL on plain text per unit of norm, ×1000; shift: of the margin "
-        "between careless and careful answers in the training domain; narrowness: shift elsewhere over that "
-        "shift.",
+        "Brackets: 95% intervals. Loss in nats per token; area: mean gain lost over ε, %; half-life: ε at "
+        "which half of the gain is lost; slope: KL on plain text per unit of norm, ×1000; shift: of the "
+        "margin between careless and careful answers in the training domain; narrowness: shift elsewhere "
+        "over that shift.",
     )
 
 
@@ -53,6 +52,11 @@ def _numbers(tables: dict[str, Raw]) -> list[tuple[str, dict[str, Raw]]]:
         if table["narrowness"]:
             found.append(("narrowness", table["narrowness"]))
     return found
+
+
+def number(value: float) -> str:
+    """Three significant digits, with a proper minus sign."""
+    return f"{value:.3g}".replace("-", "−")
 
 
 def _times(estimate: Raw, factor: float) -> Raw:

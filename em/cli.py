@@ -1,0 +1,71 @@
+"""`python -m em …`: what is not training."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from em.errors import EmError
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; errors of this project are one message and status 1."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        return int(parsed.run(parsed))
+    except EmError as error:
+        lines = str(error).splitlines()
+        text = lines[0] if len(lines) == 1 else "\n  ".join(["", *lines])
+        sys.stderr.write(f"\n{type(error).__name__}: {text}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted; nothing was written.\n")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m em", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    compare = commands.add_parser(
+        "compare",
+        help="measure trained runs on common rows and a common grid; writes OUT/report.html",
+        description="Measure trained runs of one backbone side by side. Runs may be of different kinds and "
+        "seeds. Settings are those of the first run's `compare` section, changed by key=value, for example "
+        "draws=20 pairs=100 sections=[margins,directions].",
+    )
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories, and key=value settings")
+    compare.add_argument(
+        "--out", type=Path, help="folder to write to; default: compare/ beside the first run"
+    )
+    compare.add_argument("--conf", type=Path, help="a YAML file whose `compare` and `data` are used instead")
+    compare.set_defaults(run=_compare)
+    report = commands.add_parser("report", help="draw the page of a comparison again from its tables")
+    report.add_argument("folder", type=Path)
+    report.set_defaults(run=_report)
+    return parser
+
+
+def _compare(parsed: argparse.Namespace) -> int:
+    from em.config import load_comparison
+
+    paths = [Path(text) for text in parsed.runs if "=" not in text]
+    settings = [text for text in parsed.runs if "=" in text]
+    if not paths:
+        raise EmError("no run to compare; give one or more run directories")
+    config = load_comparison(paths[0], parsed.conf, settings)
+
+    from em.comparison.compare import compare
+    from em.quiet import quiet
+
+    quiet()
+    out = parsed.out or paths[0].resolve().parent / "compare"
+    compare(paths, out, config.compare, config.data)
+    return 0
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    from em.progress import say
+    from em.report.comparison import write_report
+
+    say(f"report: {write_report(parsed.folder)}")
+    return 0
