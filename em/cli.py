@@ -12,14 +12,14 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command; errors of this project are one message and status 1."""
     parsed = _parser().parse_args(arguments)
     try:
-        return int(parsed.run(parsed))
+        return int(parsed.run_command(parsed))
     except EmError as error:
         lines = str(error).splitlines()
         text = lines[0] if len(lines) == 1 else "\n  ".join(["", *lines])
         sys.stderr.write(f"\n{type(error).__name__}: {text}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("\nInterrupted; nothing was written.\n")
+        sys.stderr.write("\nInterrupted. Run the same command to go on.\n")
         return 130
 
 
@@ -38,10 +38,17 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, help="folder to write to; default: compare/ beside the first run"
     )
     compare.add_argument("--conf", type=Path, help="a YAML file whose `compare` and `data` are used instead")
-    compare.set_defaults(run=_compare)
+    compare.set_defaults(run_command=_compare)
     report = commands.add_parser("report", help="draw the page of a comparison again from its tables")
     report.add_argument("folder", type=Path)
-    report.set_defaults(run=_report)
+    report.set_defaults(run_command=_report)
+    direction = commands.add_parser(
+        "direction", help="mean-difference direction of judged answers: misaligned minus aligned"
+    )
+    direction.add_argument("run", type=Path, help="the run that gave the answers")
+    direction.add_argument("answers", help='JSONL of {"messages": […], "aligned": 0–100, "coherent": 0–100}')
+    direction.add_argument("--out", type=Path, help="default: directions/misaligned.safetensors in the run")
+    direction.set_defaults(run_command=_direction)
     return parser
 
 
@@ -68,4 +75,16 @@ def _report(parsed: argparse.Namespace) -> int:
     from em.report.comparison import write_report
 
     say(f"report: {write_report(parsed.folder)}")
+    return 0
+
+
+def _direction(parsed: argparse.Namespace) -> int:
+    from em.comparison.judged import judged_direction
+    from em.progress import say
+    from em.quiet import quiet
+
+    quiet()
+    out = parsed.out or parsed.run / "directions" / "misaligned.safetensors"
+    judged_direction(parsed.run, parsed.answers, out)
+    say(f"direction: {out}")
     return 0

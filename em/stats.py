@@ -57,7 +57,7 @@ class Resampling:
         """Sums over the members of each cluster; the last axis changes from N to C."""
         flat = values.reshape(-1, values.shape[-1])
         sums = [np.bincount(self.member_N, weights=row, minlength=self.count) for row in flat]
-        return np.array(sums).reshape(*values.shape[:-1], self.count)
+        return np.array(sums, dtype=float).reshape(*values.shape[:-1], self.count)
 
     def totals(self, values: Floats) -> Floats:
         """Weighted sums over observations: values of shape (…, N) give (R, …)."""

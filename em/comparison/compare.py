@@ -8,7 +8,8 @@ from typing import Any
 from em import runs
 from em.backbone import Backbone
 from em.comparison import pairwise, tables
-from em.comparison.measured import Measured, Panels, measure
+from em.comparison.kept import Kept
+from em.comparison.measured import Measured, Panels, measure, with_update
 from em.comparison.reference import Reference, measure_reference
 from em.comparison.study import Study, open_study, study_key
 from em.comparison.trajectories import trajectories
@@ -29,7 +30,8 @@ def compare(
 ) -> Path:
     """Measure runs side by side and write tables, directions, figures and report.html into `out`.
 
-    Nothing is written before everything is measured.
+    Nothing is written before everything is measured, except a hidden folder from which the same command goes
+    on after an interruption.
 
     Args:
         paths: run directories, of any kinds and seeds, on one backbone.
@@ -49,12 +51,14 @@ def compare(
         f"{len(study.examples)} answers, {sum(map(len, study.pairs.values()))} pairs, training domain "
         f"{study.training}"
     )
-    found = measure_tables(study)
+    kept = Kept(out, study.key)
+    found = measure_tables(study, kept)
     for name, table in found["tables"].items():
         write_json(out / "tables" / f"{name}.json", table)
     for name, direction in found["directions"].items():
         direction.save(out / "directions" / f"{name.replace('/', '-').replace(' ', '-')}.safetensors")
     page = write_report(out)
+    kept.clear()
     say(f"report: {page}")
     return page
 
@@ -69,21 +73,38 @@ def up_to_date(paths: Sequence[Path | str], out: Path, config: CompareConfig, da
     return page.is_file() and made.get("key") == study_key([runs.read(path) for path in paths], config, data)
 
 
-def measure_tables(study: Study) -> dict[str, Any]:
-    """All tables and directions of a study."""
+def measure_tables(study: Study, kept: Kept | None = None) -> dict[str, Any]:
+    """All tables and directions of a study.
+
+    Args:
+        kept: where the measurements of each solution are kept while others are taken.
+    """
     panels = Panels(study)
     reference = measure_reference(study, panels)
-    found = {name: measure(study, name, panels) for name in study.solutions}
+    found = {name: _measured(study, name, panels, kept) for name in study.solutions}
     made: dict[str, Table] = {"solutions": solutions_table(study)}
     for section in ("efficiency", "stability", "significance"):
         if study.wants(section):
             made[section] = getattr(tables, section)(study, found)
     if study.pairs:
         made |= _paired(study, found, reference, panels)
-    if study.wants("trajectory"):
-        made["trajectory"] = trajectories(study)
     directions = pairwise.found_directions(study, found, reference) if study.pairs else {}
+    directions |= pairwise.written_directions(study, found)
+    if study.wants("trajectory"):
+        made["trajectory"], paths = trajectories(study)
+        directions |= paths
     return {"tables": made, "directions": directions}
+
+
+def _measured(study: Study, name: str, panels: Panels, kept: Kept | None) -> Measured:
+    before = None if kept is None else kept.read(name)
+    if before is not None:
+        say(f"{name}: measured before the interruption")
+        return with_update(study, name, before)
+    measured = measure(study, name, panels)
+    if kept is not None:
+        kept.write(name, measured)
+    return measured
 
 
 def _paired(

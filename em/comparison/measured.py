@@ -201,8 +201,20 @@ class _Taker:
 
     def directions(self) -> None:
         self.found.moments = pair_moments(self.study)
-        self.found.update = cpu(self.intervention.update())
-        self.found.written = written_directions(self.found.update, self.study.backbone.hidden_size)
+        _keep_update(self.study, self.intervention, self.found)
+
+
+def with_update(study: Study, name: str, found: Measured) -> Measured:
+    """Measurements that were kept, with the solution's update, which its run directory has."""
+    if found.moments:
+        with study.records[name].adapted(study.backbone) as intervention:
+            _keep_update(study, intervention, found)
+    return found
+
+
+def _keep_update(study: Study, intervention: Intervention, found: Measured) -> None:
+    found.update = cpu(intervention.update())
+    found.written = written_directions(found.update, study.backbone.hidden_size)
 
 
 def pair_moments(study: Study) -> dict[str, Moments]:

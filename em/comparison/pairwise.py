@@ -12,7 +12,7 @@ from em.comparison.study import VECTOR, Study
 from em.hooks import Site, generator_for
 from em.interventions._direction import Direction
 from em.interventions.update import Update
-from em.measurements.directions import Given, MeanDifference, cosine_estimate
+from em.measurements.directions import Given, MeanDifference, as_direction, cosine_estimate
 from em.measurements.steering_effects import ablated_losses, removed_share
 from em.progress import Task
 from em.stats import Estimate, Floats, Resampling
@@ -182,6 +182,23 @@ def found_directions(study: Study, found: dict[str, Measured], reference: Refere
             "backbone": study.backbone.describe(),
         }
         saved[f"shift-{name}"] = one.direction(origin, study.config.seed)
+    return saved
+
+
+def written_directions(study: Study, found: dict[str, Measured]) -> dict[str, Direction]:
+    """What each solution itself writes: the learned vector, or B columns and main singular vectors."""
+    saved = {}
+    for name, one in found.items():
+        origin = {
+            "kind": "learned",
+            "what": "learned vector, or first left singular vectors of the LoRA update",
+            "run": str(study.records[name].directory.path),
+            "backbone": study.backbone.describe(),
+        }
+        parts = {part: vector.cpu() for part, vector in one.written.items()}
+        direction = as_direction(parts, study.backbone.hidden_size, f"written by {name}", origin)
+        if direction is not None:
+            saved[f"written-{name}"] = direction
     return saved
 
 

@@ -4,19 +4,26 @@ from typing import Any
 
 from em.comparison.study import Study
 from em.errors import RunError
+from em.interventions._direction import Direction
+from em.measurements.directions import as_direction
 from em.measurements.trajectory import (
+    Frame,
     Trajectory,
     peak_step,
     principal_components,
     read_trajectory,
     rotation,
+    split,
 )
 
 Table = dict[str, Any]
 
 
-def trajectories(study: Study) -> Table:
-    """Rotation, norms, losses and a common frame of principal components; runs without snapshots say so."""
+def trajectories(study: Study) -> tuple[Table, dict[str, Direction]]:
+    """Rotation, norms, losses and a common frame of principal components; runs without snapshots say so.
+
+    Also the first principal component of each frame, as a direction.
+    """
     found: dict[str, Trajectory] = {}
     missing: dict[str, str] = {}
     for name, record in study.records.items():
@@ -24,44 +31,59 @@ def trajectories(study: Study) -> Table:
             found[name] = read_trajectory(record.directory.path / "trajectory", name)
         except RunError as error:
             missing[name] = str(error)
-    rows: dict[str, Table] = {}
-    for name, one in found.items():
-        steps, cosines = rotation(one)
-        norms = [float(point.norm()) for point in one.points]
-        rows[name] = {
-            "steps": one.steps,
-            "norms": norms,
-            "rotation_steps": steps,
-            "rotation": cosines,
-            "peak_step": peak_step(steps, cosines),
-            **_losses(study, name),
-        }
-    return {"runs": rows, "missing": missing, "frames": _frames(found)}
+    rows = {name: _row(study, one) for name, one in found.items()}
+    frames, directions = [], {}
+    for group in _shapes(found):
+        try:
+            frame = principal_components(group)
+        except RunError as error:
+            missing |= {one.name: str(error) for one in group}
+            continue
+        frames.append(_frame(frame, group))
+        direction = _first_component(study, frame, group)
+        if direction is not None:
+            directions[f"path-{group[0].name}"] = direction
+    return {"runs": rows, "missing": missing, "frames": frames}, directions
 
 
-def _losses(study: Study, name: str) -> Table:
-    logged = [row for row in study.records[name].directory.read_metrics() if "train/sft_loss" in row]
+def _row(study: Study, one: Trajectory) -> Table:
+    steps, cosines = rotation(one)
+    logged = [row for row in study.records[one.name].directory.read_metrics() if "train/sft_loss" in row]
     return {
+        "steps": one.steps,
+        "norms": [float(point.norm()) for point in one.points],
+        "rotation_steps": steps,
+        "rotation": cosines,
+        "peak_step": peak_step(steps, cosines),
         "loss_steps": [row["step"] for row in logged],
         "loss": [row["train/sft_loss"] for row in logged],
     }
 
 
-def _frames(found: dict[str, Trajectory]) -> list[Table]:
-    """One frame for all trajectories of one shape."""
-    by_width: dict[int, list[Trajectory]] = {}
+def _shapes(found: dict[str, Trajectory]) -> list[list[Trajectory]]:
+    """Trajectories that fit into one frame, together."""
+    groups: dict[str, list[Trajectory]] = {}
     for one in found.values():
-        by_width.setdefault(one.points.shape[1], []).append(one)
-    frames = []
-    for group in by_width.values():
-        frame = principal_components(group)
-        frames.append(
-            {
-                "explained": frame.explained,
-                "paths": {
-                    one.name: {"steps": one.steps, "points": frame.coordinates[one.name].tolist()}
-                    for one in group
-                },
-            }
-        )
-    return frames
+        groups.setdefault(repr(one.shapes), []).append(one)
+    return list(groups.values())
+
+
+def _frame(frame: Frame, group: list[Trajectory]) -> Table:
+    paths = {one.name: {"steps": one.steps, "points": frame.coordinates[one.name].tolist()} for one in group}
+    return {"explained": frame.explained, "paths": paths}
+
+
+def _first_component(study: Study, frame: Frame, group: list[Trajectory]) -> Direction | None:
+    parts = split(frame.components[0], group[0].shapes)
+    options = study.records[group[0].name].config.intervention
+    if set(parts) == {"vector"}:  # of a steering vector, which is called after its site elsewhere
+        parts = {f"{options['layer']}.{options.get('point', 'mlp')}": parts["vector"]}
+    origin = {
+        "kind": "principal-component",
+        "what": "first principal component of training trajectories",
+        "runs": [str(study.records[one.name].directory.path) for one in group],
+        "explained": frame.explained[0],
+        "backbone": study.backbone.describe(),
+    }
+    names = ", ".join(one.name for one in group)
+    return as_direction(parts, study.backbone.hidden_size, f"path of {names}", origin)

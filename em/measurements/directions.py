@@ -1,15 +1,16 @@
 """Directions in the residual stream: how they are found, how reliable they are, how alike."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from em.errors import MeasurementError
-from em.hooks import Site, generator_for
+from em.hooks import Point, Site, generator_for
 from em.interventions._direction import Direction
 from em.interventions.update import Update
 from em.measurements.activations import Moments, split_half
@@ -111,6 +112,37 @@ def written_directions(update: Update, hidden_size: int) -> dict[str, Tensor]:
         if float(vector.norm()) > 0:
             found[name] = (vector / vector.norm()).double()
     return found
+
+
+def site_of(part: str) -> Site | None:
+    """The site into which a part of an update writes: `…layers.15.mlp.down_proj`, or a site's own name."""
+    found = re.search(r"(?:^|layers\.)(\d+)\.(.*)$", part)
+    if found is None:
+        return None
+    layer, rest = int(found[1]), found[2].removesuffix(".lora_B")
+    if rest in ("block", "mlp", "attention"):
+        return Site(layer, cast(Point, rest))
+    ends: dict[str, Point] = {"down_proj": "mlp", "o_proj": "attention"}
+    return next((Site(layer, point) for end, point in ends.items() if rest.endswith(end)), None)
+
+
+def as_direction(
+    parts: dict[str, Tensor], hidden_size: int, name: str, origin: dict[str, Any]
+) -> Direction | None:
+    """What parts of an update write, as a direction; None where nothing writes into the residual stream.
+
+    A matrix (D, r) gives its first left singular vector, a vector itself.
+    """
+    vectors = {}
+    for part, tensor in parts.items():
+        site = site_of(part)
+        if site is None or tensor.shape[0] != hidden_size or not bool(tensor.any()):
+            continue
+        single = (
+            tensor if tensor.ndim == 1 else torch.linalg.svd(tensor.double(), full_matrices=False)[0][:, 0]
+        )
+        vectors[site] = single.float()
+    return Direction(vectors, origin, name) if vectors else None
 
 
 def shuffled_labels(positive: Moments, negative: Moments, seed: int, draw: int) -> tuple[Moments, Moments]:

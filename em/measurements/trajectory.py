@@ -1,7 +1,8 @@
 """The path of a solution through training: snapshots, rotation, and principal components."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -23,11 +24,13 @@ class Trajectory:
         name: of the run.
         steps: optimizer steps, ascending.
         points: one flat vector a snapshot: the steering vector, or all B matrices of a LoRA (S, P).
+        shapes: tensor name -> its shape, in the order in which a point holds them.
     """
 
     name: str
     steps: list[int]
     points: Tensor
+    shapes: dict[str, list[int]] = field(default_factory=dict)
 
 
 def snapshot_path(folder: Path, step: int) -> Path:
@@ -71,7 +74,15 @@ def read_trajectory(folder: Path, name: str) -> Trajectory:
         if found != shapes:
             raise RunError(f"{file}: holds other tensors than {files[0].name}; is it of another run?")
         points.append(torch.cat([values[key].flatten().float() for key in sorted(values)]))
-    return Trajectory(name, [int(file.stem.split("-")[1]) for file in files], torch.stack(points))
+    steps = [int(file.stem.split("-")[1]) for file in files]
+    return Trajectory(name, steps, torch.stack(points), {key: list(shapes[key]) for key in sorted(shapes)})
+
+
+def split(point: Tensor, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
+    """A flat point, or a principal component, as the tensors that it is made of."""
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    parts = point.split(sizes)
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 def rotation(trajectory: Trajectory, k: int = 1) -> tuple[list[int], list[float]]:

@@ -17,9 +17,9 @@ SECTIONS = [
         "inductive-bias",
         "Efficiency, stability, significance",
         "How low the loss is at a given size of the solution; how much of the gain is lost when it is turned "
-        "by noise; how much it changes predictions on text that has nothing to do with the data. Bands are for "
-        "one solution alone. Whether two differ is in the tables of paired differences, because they share "
-        "prompts and noise.",
+        "by noise; how much it changes predictions on text that has nothing to do with the data. Bands are "
+        "for one solution alone. Whether two differ is in the tables of paired differences, because they "
+        "share prompts and noise.",
         ("efficiency", "stability", "significance"),
     ),
     (
