@@ -10,7 +10,7 @@ from em.backbone import Backbone
 from em.callbacks.base import MeasurementCallback
 from em.config import Config, build
 from em.datamodules.chat import ChatData
-from em.errors import BackboneError
+from em.errors import BackboneError, ConfigError, EmError
 from em.hooks import keyed_seed
 from em.interventions._fixed import FixedIntervention
 from em.interventions.base import Intervention
@@ -94,12 +94,36 @@ def build_experiment(config: Config, run: RunDirectory, backbone: Backbone | Non
         reference,
         during_training,
     )
-    callbacks = []
+    made = Experiment(config, run, backbone, intervention, during_training, data, module, [])
+    with ExitStack() as undo:
+        undo.callback(made.detach)
+        made.callbacks += prepared_callbacks(config, run, backbone, data)
+        undo.pop_all()
+    return made
+
+
+def prepared_callbacks(
+    config: Config, run: RunDirectory, backbone: Backbone, data: ChatData
+) -> list[MeasurementCallback]:
+    """The callbacks of a configuration, each of which found what it needs.
+
+    Raises:
+        ConfigError: some did not; one line for each.
+    """
+    callbacks, problems = [], []
     for name, component in config.callbacks.items():
         callback: MeasurementCallback = build(component, "callbacks")
         callback.name, callback.run = name, run
         callbacks.append(callback)
-    return Experiment(config, run, backbone, intervention, during_training, data, module, callbacks)
+        try:
+            callback.prepare(backbone, data)
+        except ConfigError as error:
+            problems += [f"callbacks.{name}.{line}" for line in error.problems]
+        except EmError as error:
+            problems.append(f"callbacks.{name}: {error}")
+    if problems:
+        raise ConfigError(problems)
+    return callbacks
 
 
 def attach(config: Config, backbone: Backbone) -> tuple[Intervention, list[FixedIntervention]]:

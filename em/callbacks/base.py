@@ -2,7 +2,7 @@
 
 import random
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,8 +10,10 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.loggers import Logger
 
 from em.backbone import Backbone
+from em.callbacks import _sinks
 from em.datamodules.chat import ChatData
 from em.datamodules.rows import MicroBatch
 from em.errors import EmError
@@ -38,6 +40,8 @@ class RunContext:
         when: why the callback fires now.
         seed: of the run.
         rank, world_size: this process; every process measures its share.
+        name: of the callback, in front of what it logs.
+        loggers: where the numbers go.
     """
 
     backbone: Backbone
@@ -51,6 +55,13 @@ class RunContext:
     seed: int
     rank: int
     world_size: int
+    name: str = ""
+    loggers: Sequence[Logger] = ()
+
+    @property
+    def solution(self) -> str:
+        """The name of what is trained in tables and figures: the last part of the run's name."""
+        return self.run.path.name
 
     def generator(self, *purpose: int | str) -> torch.Generator:
         """Randomness keyed by (seed, purpose), the same at every step and in every process."""
@@ -68,6 +79,19 @@ class RunContext:
         """Write tables/NAME.json into the run directory, from one process."""
         if self.rank == 0:
             write_json(self.run.table(name), table)
+
+    def show(self, section: str, table: dict[str, Any]) -> None:
+        """Draw the figures that `em.figures.sections` has for a table, from one process.
+
+        All go to W&B where the run has it, each as the image NAME/ID and the table NAME/ID/table; those of
+        the end are also saved as figures/ID.svg and figures/ID.png of the run directory.
+
+        Args:
+            section: name of the table there, for example `efficiency`.
+        """
+        if self.rank == 0:
+            folder = self.run.path / "figures" if self.when == "end" else None
+            _sinks.show(section, table, self.solution, folder, self.loggers, self.name, self.step)
 
 
 class MeasurementCallback(pl.Callback):
@@ -102,6 +126,13 @@ class MeasurementCallback(pl.Callback):
         self.name = type(self).__name__.lower()
         self.run: RunDirectory | None = None  # set by the experiment before training
         self.ended = False
+
+    def prepare(self, backbone: Backbone, data: ChatData) -> None:
+        """Refuse what cannot be measured, before training; called once, with the intervention attached.
+
+        Raises:
+            EmError: for example a layer that the backbone does not have, or a domain without pairs.
+        """
 
     @abstractmethod
     def measure(self, context: RunContext) -> dict[str, float] | None:
@@ -164,6 +195,8 @@ class MeasurementCallback(pl.Callback):
             seed=module.seed,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
+            name=self.name,
+            loggers=tuple(trainer.loggers),
         )
 
 

@@ -1,4 +1,4 @@
-"""Keep what was measured of a solution until the whole comparison is done, so that an interrupted one goes on."""
+"""Keep what was measured of a solution until its comparison is done, so that an interrupted one goes on."""
 
 import json
 import shutil

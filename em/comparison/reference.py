@@ -9,7 +9,8 @@ import torch
 from em.comparison.measured import Panels, block_sites, pair_batches, pair_moments
 from em.comparison.study import Study
 from em.datamodules.pairs import Pair, pair_rows
-from em.datamodules.rows import Rows
+from em.datamodules.rows import Rows, batched
+from em.datamodules.sources import Example
 from em.hooks import Site, generator_for
 from em.interventions._direction import Direction
 from em.interventions.steering import Steering
@@ -102,7 +103,7 @@ def distances(study: Study) -> dict[str, float]:
     shared = common_prefix([ids for listed in prompts.values() for ids in listed])
     means, variances, counts = {}, {}, {}
     for domain, listed in prompts.items():
-        points_PD = np.stack([_embedding(study, ids, shared) for ids in listed])
+        points_PD = _embeddings(study, listed, shared)
         means[domain], counts[domain] = points_PD.mean(axis=0), len(points_PD)
         variances[domain] = float(points_PD.var(axis=0, ddof=1).sum()) if len(points_PD) > 1 else 0.0
     if variances[study.training] <= 0:
@@ -120,12 +121,20 @@ def common_prefix(listed: list[list[int]]) -> int:
     return max(0, length) if rest else 0
 
 
-def _embedding(study: Study, ids: list[int], shared: int) -> Floats:
+def _embeddings(study: Study, prompts: list[list[int]], shared: int) -> Floats:
+    """Mean hidden state of each prompt's own tokens where they enter the middle layer, shape (P, D)."""
     backbone = study.backbone
-    ids_BT = torch.tensor([ids], device=backbone.device)
-    lower = backbone.run_lower(ids_BT, backbone.num_layers // 2)
-    assert lower is not None  # a study is never sharded, and its model has more than one layer
-    return np.asarray(lower[1][0, shared:].double().mean(dim=0).cpu().numpy())
+    examples = [Example(ids, [False] * len(ids), "", "") for ids in prompts]
+    found = np.zeros((len(prompts), backbone.hidden_size))
+    for rows in batched(examples, PAIR_ROWS, study.pad, range(len(examples))):
+        moved = rows.to(backbone.device)
+        lower = backbone.run_lower(moved.input_ids_BT, backbone.num_layers // 2)
+        assert lower is not None  # a study is never sharded, and its model has more than one layer
+        own_BT = moved.real_BT.double()
+        own_BT[:, :shared] = 0
+        sums_BD = torch.einsum("btd,bt->bd", lower[1].double(), own_BT)
+        found[rows.index_B.numpy()] = (sums_BD / own_BT.sum(dim=1, keepdim=True)).cpu().numpy()
+    return found
 
 
 def separate(study: Study, difference: MeanDifference, train: dict[str, Moments]) -> Table:

@@ -136,6 +136,8 @@ def margins(table: Raw, arms: Arms) -> list[Figure]:
             [Mark("x", 0.0, "reference")],
         )
     ]
+    if sum(bool(row["distance"]) for row in rows) > 1:
+        made.append(_ladder(rows, names, arms))
     narrow = {name: value for name, value in table["narrowness"].items() if value["value"] is not None}
     if narrow:
         made.append(
@@ -155,6 +157,28 @@ def margins(table: Raw, arms: Arms) -> list[Figure]:
             )
         )
     return made
+
+
+def _ladder(rows: list[Raw], names: list[str], arms: Arms) -> Figure:
+    """The same shifts with the distance as axis: how far a solution reaches."""
+    placed = sorted((row for row in rows if row["distance"] is not None), key=lambda row: row["distance"])
+    series = []
+    for name in names:
+        shifts = [row["solutions"][name]["shift"] for row in placed]
+        columns = {key: [one[key] for one in shifts] for key in ("value", "low", "high")}
+        series.append(curve(name, [row["distance"] for row in placed], columns, "value", arms))
+    order = ", ".join(f"{row['domain']} {row['distance']:.2f}" for row in placed)
+    return Curves(
+        "ladder",
+        "How far does a solution reach?",
+        "Margin shift against the distance of a domain's prompts from the training domain's, in standard "
+        f"deviations within it: {order}.",
+        PROMPTS,
+        "distance from the training domain",
+        "margin shift, nats per token",
+        series,
+        [Mark("y", 0.0, "reference")],
+    )
 
 
 def _domain_label(row: Raw) -> str:

@@ -126,24 +126,27 @@ def _collect(
             found.sums[site].index_add_(0, bag_B, sums_BD.cpu())
             if covariance:
                 hidden_ND = captured[site][weights_BT > 0].double()
-                weights_N1 = weights_BT[weights_BT > 0].double()[:, None]
+                weights_N1 = weights_BT[weights_BT > 0][:, None]
                 found.squares[site] += ((hidden_ND * weights_N1).T @ hidden_ND).cpu()
-        found.counts.index_add_(0, bag_B, weights_BT.double().sum(dim=1).cpu())
+        found.counts.index_add_(0, bag_B, weights_BT.sum(dim=1).cpu())
         found.answers += int(real_B.sum())
     return found
 
 
 def answer_weights(rows: Rows, weighting: str = "token") -> Tensor:
     """Weight of each position in a mean over answers, shape (B, T); zero off the answers."""
-    counted_BT = (rows.answer_BT & (rows.index_B >= 0)[:, None]).float()
+    counted_BT = (rows.answer_BT & (rows.index_B >= 0)[:, None]).double()
     if weighting == "token":
         return counted_BT
     return counted_BT / counted_BT.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def weighted_sums(hidden_BTD: Tensor, weights_BT: Tensor) -> Tensor:
-    """Σ_t w·h of each row in float64, shape (B, D)."""
-    return torch.einsum("btd,bt->bd", hidden_BTD.float(), weights_BT).double()
+    """Σ_t w·h of each row in float64, shape (B, D); what stands where w is 0 does not matter."""
+    chosen_BT = weights_BT > 0
+    # Not a matrix product, which TF32 and autocast would compute in lower precision.
+    weighted_ND = hidden_BTD[chosen_BT].double() * weights_BT[chosen_BT][:, None]
+    return torch.stack([part.sum(dim=0) for part in weighted_ND.split(chosen_BT.sum(dim=1).tolist())])
 
 
 def activations(backbone: Backbone, rows: Rows, sites: Sequence[Site]) -> dict[Site, Tensor]:
@@ -172,6 +175,18 @@ def _check_finite(sums_BD: Tensor, site: Site, rows: Rows, group: str) -> None:
         )
 
 
+def shared_bags(*groups: Moments) -> Tensor:
+    """Indices of the bags in which every group has answers; with few prompts some bags are empty.
+
+    Raises:
+        MeasurementError: there are fewer than two.
+    """
+    bags = torch.stack([group.counts > 0 for group in groups]).all(dim=0).nonzero()[:, 0]
+    if len(bags) < 2:
+        raise MeasurementError("both groups need answers to the same two prompts or more; give more answers")
+    return bags
+
+
 def split_half(positive: Moments, negative: Moments, site: Site, splits: int = 20, seed: int = 0) -> Floats:
     """Cosines of the mean difference of one random half of the prompts with that of the other half.
 
@@ -179,16 +194,19 @@ def split_half(positive: Moments, negative: Moments, site: Site, splits: int = 2
 
     Returns:
         `splits` cosines.
+
+    Raises:
+        MeasurementError: there are fewer than two prompts.
     """
-    bags = len(positive.counts)
+    bags = shared_bags(positive, negative)
     cosines = []
     for number in range(splits):
-        order = torch.randperm(bags, generator=generator_for(seed, "split-half", number))
-        half_B = torch.zeros(bags, dtype=torch.float64)
-        half_B[order[: bags // 2]] = 1.0
+        order = bags[torch.randperm(len(bags), generator=generator_for(seed, "split-half", number))]
+        weights_2B = torch.zeros(2, len(positive.counts), dtype=torch.float64)
+        weights_2B[0, order[: len(bags) // 2]] = 1.0
+        weights_2B[1, order[len(bags) // 2 :]] = 1.0
         one, two = (
-            positive.mean(site, weights_B) - negative.mean(site, weights_B)
-            for weights_B in (half_B, 1 - half_B)
+            positive.mean(site, weights_B) - negative.mean(site, weights_B) for weights_B in weights_2B
         )
         cosines.append(float(torch.nn.functional.cosine_similarity(one, two, dim=0)))
     return np.array(cosines)
