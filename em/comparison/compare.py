@@ -1,9 +1,10 @@
 """Compare trained runs: measure all of them on common rows and a common grid, and write one page."""
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from em import runs
 from em.backbone import Backbone
@@ -14,10 +15,13 @@ from em.comparison.reference import Reference, measure_reference
 from em.comparison.study import Study, open_study, study_key
 from em.comparison.trajectories import trajectories
 from em.config.schema import CompareConfig, DataConfig
+from em.config.schema import Section as SectionName
+from em.errors import RunError
 from em.files import write_json
 from em.progress import say
-from em.report.comparison import write_report
+from em.report.comparison import erase_report, write_report
 
+OWN = {"figures": (".svg", ".png"), "tables": (".json", ".csv"), "directions": (".safetensors",)}
 Table = dict[str, Any]
 
 
@@ -45,6 +49,8 @@ def compare(
     Raises:
         EmError: a run, a row or the folder cannot be used.
     """
+    if (out / "manifest.json").exists():
+        raise RunError(f"{out}: is a run directory, whose tables would be mixed up; choose another folder")
     study = open_study(paths, config, data, backbone)
     say(
         f"comparing {', '.join(study.solutions)}: {', '.join(study.config.sections)}; "
@@ -53,14 +59,24 @@ def compare(
     )
     kept = Kept(out, study.key)
     found = measure_tables(study, kept)
+    erase(out)
+    for name, direction in found["directions"].items():
+        direction.save(out / name)
+    _clear(out)
     for name, table in found["tables"].items():
         write_json(out / "tables" / f"{name}.json", table)
-    for name, direction in found["directions"].items():
-        direction.save(out / "directions" / f"{name.replace('/', '-').replace(' ', '-')}.safetensors")
     page = write_report(out)
     kept.clear()
     say(f"report: {page}")
     return page
+
+
+def _clear(out: Path) -> None:
+    """Remove what an earlier comparison wrote, so that nothing of it is mistaken for this one's."""
+    for folder, endings in OWN.items():
+        for path in (out / folder).glob("*"):
+            if path.suffix in endings:
+                path.unlink()
 
 
 def up_to_date(paths: Sequence[Path | str], out: Path, config: CompareConfig, data: DataConfig) -> bool:
@@ -74,7 +90,7 @@ def up_to_date(paths: Sequence[Path | str], out: Path, config: CompareConfig, da
 
 
 def measure_tables(study: Study, kept: Kept | None = None) -> dict[str, Any]:
-    """All tables and directions of a study.
+    """All tables by name, and all directions by file.
 
     Args:
         kept: where the measurements of each solution are kept while others are taken.
@@ -82,9 +98,9 @@ def measure_tables(study: Study, kept: Kept | None = None) -> dict[str, Any]:
     panels = Panels(study)
     reference = measure_reference(study, panels)
     found = {name: _measured(study, name, panels, kept) for name in study.solutions}
-    made: dict[str, Table] = {"solutions": solutions_table(study)}
+    made: dict[str, Table] = {}
     for section in ("efficiency", "stability", "significance"):
-        if study.wants(section):
+        if study.wants(section) and _measurable(study, found, section):
             made[section] = getattr(tables, section)(study, found)
     if study.pairs:
         made |= _paired(study, found, reference, panels)
@@ -93,7 +109,41 @@ def measure_tables(study: Study, kept: Kept | None = None) -> dict[str, Any]:
     if study.wants("trajectory"):
         made["trajectory"], paths = trajectories(study)
         directions |= paths
-    return {"tables": made, "directions": directions}
+    files = file_names(directions)
+    made["solutions"] = {**solutions_table(study), "directions": list(files.values())}
+    return {"tables": made, "directions": {files[name]: one for name, one in directions.items()}}
+
+
+def file_names(names: Iterable[str]) -> dict[str, str]:
+    """A file below the comparison's folder for each direction: short, plain and unique."""
+    files: dict[str, str] = {}
+    for name in names:
+        plain = re.sub(r"[^\w.-]+", "-", name).strip("-.")[-80:]
+        taken = sum(file == plain or file.startswith(f"{plain}~") for file in files.values())
+        files[name] = f"{plain}~{taken + 1}" if taken else plain
+    return {name: f"directions/{file}.safetensors" for name, file in files.items()}
+
+
+def erase(out: Path) -> None:
+    """Remove what an earlier comparison wrote, its page first: half of it would look like this one's."""
+    try:
+        listed = json.loads((out / "tables" / "solutions.json").read_text(encoding="utf-8"))["directions"]
+    except (OSError, ValueError, KeyError, TypeError):
+        listed = []
+    erase_report(out)
+    for name in listed:
+        (out / "directions" / Path(str(name)).name).unlink(missing_ok=True)
+    for section in ("solutions", *get_args(SectionName)):
+        (out / "tables" / f"{section}.json").unlink(missing_ok=True)
+
+
+def _measurable(study: Study, found: dict[str, Measured], section: str) -> bool:
+    """Whether any solution has a section's measurement; a stability table says why there is none."""
+    if section == "stability" or any(section not in one.missing for one in found.values()):
+        return True
+    reasons = "; ".join(f"{name}: {one.missing[section]}" for name, one in found.items())
+    study.notes.append(f"{section} could not be measured. {reasons}")
+    return False
 
 
 def _measured(study: Study, name: str, panels: Panels, kept: Kept | None) -> Measured:
@@ -111,7 +161,7 @@ def _paired(
     study: Study, found: dict[str, Measured], reference: Reference, panels: Panels
 ) -> dict[str, Table]:
     made: dict[str, Table] = {}
-    if study.wants("margins"):
+    if study.wants("margins") and _measurable(study, found, "margins"):
         made["margins"] = tables.margins(study, found, reference.losses, reference.distances)
     if study.wants("directions"):
         made["directions"] = pairwise.directions(study, found, reference)

@@ -1,5 +1,6 @@
 """Keep what was measured of a solution until its comparison is done, so that an interrupted one goes on."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import fields, is_dataclass
@@ -73,7 +74,8 @@ class Kept:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, name: str) -> Path:
-        return self.folder / f"{name.replace('/', '-')}.safetensors"
+        # Not the name itself: a/b and a-b would share a file, and a name may be too long for one.
+        return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.safetensors"
 
 
 def _flatten(prefix: str, value: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -83,7 +85,8 @@ def _flatten(prefix: str, value: Any, tensors: dict[str, Tensor]) -> dict[str, A
     for one in fields(value):
         item = getattr(value, one.name)
         if isinstance(item, np.ndarray):
-            tensors[f"{prefix}/{one.name}"] = torch.from_numpy(np.ascontiguousarray(item, dtype=float))
+            # A copy: sections share arrays, and a safetensors file refuses tensors that share memory.
+            tensors[f"{prefix}/{one.name}"] = torch.from_numpy(np.array(item, dtype=float, order="C"))
         else:
             plain[one.name] = item
     return plain

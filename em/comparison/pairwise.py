@@ -25,12 +25,18 @@ Found = MeanDifference | Given
 def shifts(study: Study, found: dict[str, Measured], reference: Reference) -> dict[str, MeanDifference]:
     """Solution -> how it moves the activations of the training domain's held-out careless answers.
 
-    The same answers under both models, so no difference of texts enters.
+    The same answers under both models, so no difference of texts enters. A solution that moves nothing has
+    no direction and is left out.
     """
-    return {
+    moved = {
         name: MeanDifference(f"shift of {name}", one.moments["careless"], reference.moments["careless"])
         for name, one in found.items()
         if one.moments
+    }
+    return {
+        name: one
+        for name, one in moved.items()
+        if any(float(one.vector(site).norm()) > 0 for site in block_sites(study))
     }
 
 
@@ -56,6 +62,11 @@ def directions(study: Study, found: dict[str, Measured], reference: Reference) -
         "matrix": _matrix(study, found, reference, moved),
         "updates": _updates(study, found),
         "written": _written(study, found, reference),
+        "missing": {
+            name: one.missing.get("directions", "it moves no activation by as much as can be told apart from 0")
+            for name, one in found.items()
+            if name not in moved
+        },
     }
 
 

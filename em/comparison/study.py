@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from em import runs
@@ -101,7 +102,8 @@ def open_study(
     first = next(iter(records.values()))
     config = config or first.config.compare or CompareConfig()
     data = data or first.config.data
-    _check_backbones(records)
+    _check_layer(config, _shared_backbone(records))
+    _check_norms({name: one.manifest["norm"] for name, one in records.items() if "norm" in one.manifest})
     _check_splits(records, data)
     training = _training_domain(records, config, data)
     tokenizer = load_tokenizer(first.config.backbone) if backbone is None else backbone.tokenizer
@@ -124,8 +126,6 @@ def open_study(
         backbone = load_backbone(first.config.backbone)
     if first.config.backbone.device == "auto" and torch.cuda.is_available():
         backbone.to("cuda")
-    if config.layer is not None and not 0 <= config.layer < backbone.num_layers:
-        raise RunError(f"compare.layer: {backbone.name} has layers 0 to {backbone.num_layers - 1}")
     solutions, lowest = _solutions(records, backbone)
     return Study(
         config,
@@ -174,7 +174,8 @@ def _named(found: list[RunRecord]) -> dict[str, RunRecord]:
     return dict(zip(names, found, strict=True))
 
 
-def _check_backbones(records: dict[str, RunRecord]) -> None:
+def _shared_backbone(records: dict[str, RunRecord]) -> dict[str, Any]:
+    """What the runs' adapters say of the one backbone that they were trained on."""
     known = {name: read_record(record.directory.adapter)["backbone"] for name, record in records.items()}
     prints = {name: backbone.get("fingerprint") for name, backbone in known.items()}
     if len(set(prints.values())) > 1:
@@ -183,6 +184,26 @@ def _check_backbones(records: dict[str, RunRecord]) -> None:
             f"the runs have different backbones, so nothing of them can be compared: {listed}; compare runs "
             "of one model at a time"
         )
+    return next(iter(known.values()))
+
+
+def _check_layer(config: CompareConfig, backbone: dict[str, Any]) -> None:
+    layers = backbone.get("num_layers")
+    if config.layer is not None and layers is not None and not 0 <= config.layer < layers:
+        raise RunError(
+            f"compare.layer: {backbone.get('model')} has layers 0 to {layers - 1}, got {config.layer}"
+        )
+
+
+def _check_norms(norms: dict[str, float]) -> None:
+    for name, norm in norms.items():
+        if norm == 0:
+            raise MeasurementError(f"{name}: has norm 0, so there is nothing to compare; train it, or leave it out")
+        if not np.isfinite(norm):
+            raise MeasurementError(
+                f"{name}: its adapter holds values that are not finite, so it cannot be compared; train it again "
+                "with overwrite=true, or leave it out"
+            )
 
 
 def _check_splits(records: dict[str, RunRecord], data: DataConfig) -> None:
@@ -204,12 +225,17 @@ def _training_domain(records: dict[str, RunRecord], config: CompareConfig, data:
             )
         return config.domain
     trained = {name: training_domains(record.config.data) for name, record in records.items()}
+    if not data.domains:
+        raise RunError(
+            "data.domains: is empty, so there are no held-out rows to compare on; add a domain, for example "
+            "data.domains.NAME=[{path: rows.jsonl}]"
+        )
     shared = [domain for domain in data.domains if all(domain in found for found in trained.values())]
     if not shared:
         listed = "; ".join(f"{name}: {', '.join(found) or 'none'}" for name, found in trained.items())
         raise RunError(
             f"the runs share no training domain whose loss could be compared ({listed}); name one of "
-            f"{', '.join(data.domains) or 'data.domains, which is empty'} with domain=…"
+            f"{', '.join(data.domains)} with domain=…"
         )
     return shared[0]
 
@@ -222,6 +248,12 @@ def _pairs(
         return {}, []
     pairs = read_pairs(data, tokenizer, "held_out", config.pairs)[0]
     train_pairs = read_pairs(data, tokenizer, "train", config.train_pairs, [training])[0][training]
+    for part, found in (("held_out", pairs.get(training, [])), ("train", train_pairs)):
+        if len(found) < 2:
+            raise RunError(
+                f"{training}: {len(found)} pairs in its {part} part; directions need at least 2, so give more "
+                "rows or change data.held_out"
+            )
     return pairs, train_pairs
 
 
@@ -234,8 +266,7 @@ def _solutions(
         with record.adapted(backbone) as intervention:
             norm, lowest[name] = intervention.norm(), intervention.lowest_layer()
             kind = intervention.kind
-        if norm <= 0:
-            raise MeasurementError(f"{name}: its {kind} has norm 0, so there is nothing to compare; train it")
+        _check_norms({name: norm})
         space = VECTOR if kind == "steering_vector" else WEIGHTS
         solutions[name] = Solution(name, arms[name], kind, space, norm, record.config.seed)
     return solutions, lowest
@@ -248,5 +279,6 @@ def _arms(records: dict[str, RunRecord]) -> dict[str, str]:
     for name, record in records.items():
         plain = {key: value for key, value in to_dict(record.config).items() if key not in APART}
         key = json.dumps(plain, sort_keys=True, default=str)
-        arms[name] = known.setdefault(key, name.rpartition(" seed ")[0] or name)
+        arm = name.rpartition(" seed ")[0] or name
+        arms[name] = known.setdefault(key, name if arm in known.values() else arm)
     return arms

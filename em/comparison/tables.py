@@ -13,20 +13,24 @@ from em.stats import Resampling
 Table = dict[str, Any]
 
 
+def missing(found: dict[str, Measured], section: str) -> dict[str, str]:
+    """Solution -> why it has no measurement of a section."""
+    return {name: one.missing[section] for name, one in found.items() if section in one.missing}
+
+
 def efficiency(study: Study, found: dict[str, Measured]) -> Table:
     """Loss on the common grid of norms."""
     results = {name: one.efficiency for name, one in found.items() if one.efficiency is not None}
     spaces = {one.space for one in study.solutions.values()}
     equal = {space: equal_norm(study, space) for space in spaces}
     table = efficiency_table(results, study.solutions, equal, _loss_draws(study))
-    return {"domain": study.training, **table}
+    return {"domain": study.training, **table, "missing": missing(found, "efficiency")}
 
 
 def stability(study: Study, found: dict[str, Measured]) -> Table:
     """Degradation under noise."""
     results = {name: one.stability for name, one in found.items() if one.stability is not None}
-    missing = {name: one.missing["stability"] for name, one in found.items() if "stability" in one.missing}
-    table = stability_table(results, study.solutions, _loss_draws(study), missing)
+    table = stability_table(results, study.solutions, _loss_draws(study), missing(found, "stability"))
     return {"domain": study.training, "examples": len(study.examples), **table}
 
 
@@ -36,7 +40,8 @@ def significance(study: Study, found: dict[str, Measured]) -> Table:
     results = {name: one.significance for name, one in found.items() if one.significance is not None}
     slices = [document.slice for document in study.corpus.documents]
     table = significance_table(results, study.solutions, slices, study.config.resamples, study.config.seed)
-    return {"corpus": [vars(report) for report in study.corpus.reports], **table}
+    corpus = [vars(report) for report in study.corpus.reports]
+    return {"corpus": corpus, **table, "missing": missing(found, "significance")}
 
 
 def _loss_draws(study: Study) -> Resampling:
@@ -58,4 +63,7 @@ def margins(
         for domain, pairs in study.pairs.items()
     ]
     config = study.config
-    return margins_table(domains, study.training, study.solutions, distances, config.resamples, config.seed)
+    table = margins_table(
+        domains, study.training, study.solutions, distances, config.resamples, config.seed
+    )
+    return {**table, "missing": missing(found, "margins")}

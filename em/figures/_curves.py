@@ -38,13 +38,17 @@ def curves(figure: Curves, theme: Theme, palette: dict[str, int], title: str | N
     levels = [mark for mark in figure.marks if mark.axis == "y"]
     for mark in levels:
         axes.axhline(mark.value, **level_style)
+    uprights = [mark for mark in figure.marks if mark.axis == "x"]
+    for mark in uprights:
+        axes.update_datalim([(mark.value, 1)], updatey=False)
+    axes.autoscale_view()
     set_ticks(axes, figure.log_x, figure.log_y)
     axes.set_xlim(axes.get_xlim())
     axes.set_ylim(axes.get_ylim())
     if not any(value is not None for one in figure.series for value in one.y):
         axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", color=theme["muted"])
     _name_lines(sheet, figure, found, levels)
-    vertical_marks(sheet, [mark for mark in figure.marks if mark.axis == "x"])
+    vertical_marks(sheet, uprights)
     return sheet
 
 

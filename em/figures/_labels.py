@@ -41,27 +41,33 @@ def overlap(a: Box, b: Box) -> bool:
 
 def vertical_marks(sheet: Sheet, marks: Sequence[Mark]) -> None:
     """Lines at values of x, with their labels above the data area in as many rows as they need."""
-    axes, width = sheet.axes, sheet.inner_width()
-    taken: list[Box] = []
+    axes = sheet.axes
     for mark in marks:
         axes.axvline(mark.value, color=sheet.theme["muted"], linewidth=0.9, dashes=(3, 2), zorder=1.2)
+    if marks:
+        sheet.arrange()
+    width = sheet.inner_width()
+    to_area = axes.transData + axes.transAxes.inverted()
+    taken: list[Box] = []
     for mark in marks:
         text = shorten(mark.label, 36)
-        place = float(axes.transAxes.inverted().transform(axes.transData.transform((mark.value, 1)))[0])
-        side = "left" if place < 0.2 else "right" if place > 0.8 else "center"
-        long = sheet.width(text) + 8
-        left = place * width - {"left": 0.0, "center": long / 2, "right": long}[side]
+        while sheet.width(text) > width and len(text) > 8:
+            text = shorten(text, len(text) - 2)
+        long = sheet.width(text)
+        place = float(to_area.transform((mark.value, 1))[0]) * width
+        # A label that reached beyond the data area would take width from it.
+        left = min(max(place - long / 2, 0.0), max(width - long, 0.0))
         row = 0.0
-        while any(overlap((left, row, left + long, row + 1), box) for box in taken):
+        while any(overlap((left, row, left + long + 8, row + 1), box) for box in taken):
             row += 1
-        taken.append((left, row, left + long, row + 1))
+        taken.append((left, row, left + long + 8, row + 1))
         axes.annotate(
             text,
             (mark.value, 1),
             xycoords=axes.get_xaxis_transform(),
-            xytext=(0, 4 + row * LINE),
+            xytext=(left - place, 4 + row * LINE),
             textcoords="offset points",
-            ha=side,
+            ha="left",
             va="baseline",
             size=SIZE,
             color=sheet.theme["muted"],

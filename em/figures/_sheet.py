@@ -20,6 +20,7 @@ LINE = 1.3 * SIZE
 EDGE = 3.0
 SAMPLE = 22.0  # of a legend entry: the stretch of line before its text
 GAP = 16.0
+NARROWEST = 120.0  # data area, whatever the labels need
 Entry = tuple[str, dict[str, Any]]
 
 
@@ -92,7 +93,7 @@ class Sheet:
                 (
                     (EDGE + left) / WIDTH,
                     (EDGE + legend + below) / total,
-                    (WIDTH - 2 * EDGE - left - right) / WIDTH,
+                    max(NARROWEST, WIDTH - 2 * EDGE - left - right) / WIDTH,
                     self.height / total,
                 )
             )

@@ -1,6 +1,7 @@
 """The page of a comparison, from the tables in its folder."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from em.errors import RunError
 from em.figures.model import Table
 from em.figures.sections import figures
 from em.report.page import Page, Section, write_page
-from em.report.summary import headline, sentences
+from em.report.summary import headline, number, sentences
 
 Raw = dict[str, Any]
 # Heading, introduction, and the tables whose figures stand under it.
@@ -45,6 +46,33 @@ SECTIONS = [
 ]
 
 
+# Keys without which a table cannot be drawn.
+NEEDED = {
+    "solutions": ("solutions", "backbone", "training"),
+    "efficiency": ("solutions", "reference", "differences", "examples", "tokens"),
+    "stability": ("solutions", "differences"),
+    "significance": ("slices",),
+    "margins": ("domains", "narrowness", "differences"),
+    "directions": ("layers", "between", "matrix", "updates", "written"),
+    "steering": ("coefficients", "direction", "random"),
+    "ablation": ("solutions", "layers"),
+    "trajectory": ("runs", "frames"),
+}
+LINK = re.compile(r'href="((?:figures|tables)/[a-z0-9_-]+\.(?:svg|png|csv))"')
+
+
+def erase_report(folder: Path) -> None:
+    """Remove a page and the files that it links to."""
+    page = folder / "report.html"
+    try:
+        text = page.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return
+    page.unlink()
+    for name in LINK.findall(text):
+        (folder / name).unlink(missing_ok=True)
+
+
 def write_report(folder: Path) -> Path:
     """Draw report.html, figures/ and tables/*.csv again from tables/*.json.
 
@@ -57,7 +85,8 @@ def write_report(folder: Path) -> Path:
     Raises:
         RunError: the folder holds no comparison, or a table cannot be read.
     """
-    tables = {path.stem: _read(path) for path in sorted((folder / "tables").glob("*.json"))}
+    paths = {name: folder / "tables" / f"{name}.json" for name in NEEDED}
+    tables = {name: _read(path) for name, path in paths.items() if path.is_file()}
     if "solutions" not in tables:
         raise RunError(f"{folder}: no tables/solutions.json; make it with `python -m em compare RUN…`")
     compared = tables["solutions"]
@@ -69,13 +98,13 @@ def write_report(folder: Path) -> Path:
             title,
             text,
             [figure for name in names if name in tables for figure in figures(name, tables[name], arms)],
-            [made for name in names if name in tables for made in _tables(name, tables[name]) if made.rows],
+            _tables(ident, {name: tables[name] for name in names if name in tables}),
             [note for name in names if name in tables for note in _notes(tables[name])],
         )
         for ident, title, text, names in SECTIONS
     ]
     page = Page(
-        title=" against ".join(groups) if 1 < len(groups) <= 3 else f"{len(groups)} solutions compared",
+        title=" against ".join(groups) if len(groups) <= 3 else f"{len(groups)} solutions compared",
         summary=sentences(tables),
         facts=_facts(tables, folder),
         headline=headline(tables),
@@ -90,9 +119,10 @@ def _read(path: Path) -> Raw:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read ({error}); make the comparison again") from error
-    if not isinstance(table, dict):
-        raise RunError(f"{path}: holds no table; make the comparison again")
-    return table
+    lacking = [key for key in NEEDED[path.stem] if not isinstance(table, dict) or key not in table]
+    if lacking:
+        raise RunError(f"{path}: lacks {', '.join(lacking)}; make the comparison again")
+    return dict(table)
 
 
 def _facts(tables: dict[str, Raw], folder: Path) -> list[tuple[str, str]]:
@@ -111,38 +141,49 @@ def _facts(tables: dict[str, Raw], folder: Path) -> list[tuple[str, str]]:
     return facts
 
 
-def _tables(name: str, table: Raw) -> list[Table]:
-    if name == "directions":
-        return [_updates(table), _written(table)]
-    found: list[tuple[str, Raw]] = []
+def _tables(section: str, tables: dict[str, Raw]) -> list[Table]:
+    made = []
+    if "directions" in tables:
+        made += [_updates(tables["directions"]), _written(tables["directions"])]
+    found = [row for name, table in tables.items() for row in _different(name, table)]
+    made.append(_differences(section, found))
+    return [table for table in made if table.rows]
+
+
+def _different(name: str, table: Raw) -> list[tuple[str, Raw]]:
+    """What two arms differ in: quantity and difference."""
     if name == "efficiency":
-        found = [("loss at equal norm, nats per token", row) for row in table["differences"]]
-    elif name == "stability":
-        found = [("gain lost over ε, %", row) for row in table["differences"]["area"]]
-        found += [("noise half-life, ε", row) for row in table["differences"]["half_life"]]
-    elif name == "significance":
-        for part, one in table["slices"].items():
-            found += [(f"KL slope on {part}, nats per token and norm", row) for row in one["differences"]]
-    elif name == "margins":
-        for one in table["domains"]:
-            found += [(f"margin shift in {one['domain']}", row) for row in one["differences"]]
-        found += [("narrowness", row) for row in table["differences"]]
-    return [_differences(name, found)]
+        return [("loss at equal norm, nats per token", row) for row in table["differences"]]
+    if name == "stability":
+        area = [("gain lost over ε, %", row) for row in table["differences"]["area"]]
+        return area + [("noise half-life, ε", row) for row in table["differences"]["half_life"]]
+    if name == "significance":
+        return [
+            (f"KL slope on {part}, nats per token and norm", row)
+            for part, one in table["slices"].items()
+            for row in one["differences"]
+        ]
+    if name == "margins":
+        shifts = [
+            (f"shift in {one['domain']}", row) for one in table["domains"] for row in one["differences"]
+        ]
+        return shifts + [("narrowness", row) for row in table["differences"]]
+    return []
 
 
-def _differences(name: str, found: list[tuple[str, Raw]]) -> Table:
+def _differences(section: str, found: list[tuple[str, Raw]]) -> Table:
     columns = ["quantity", "a", "b", "a − b", "low", "high", "seeds", "by seed"]
     rows: list[list[Any]] = [
         [
             what,
             *(row[key] for key in ("a", "b", "value", "low", "high", "seeds")),
-            ", ".join("–" if one is None else f"{one:.3g}" for one in row["by_seed"]),
+            ", ".join("–" if one is None else number(one) for one in row["by_seed"]),
         ]
         for what, row in found
     ]
     return Table(
-        f"{name}-differences",
-        f"Paired differences: {name}",
+        f"{section}-differences",
+        "Paired differences",
         columns,
         rows,
         "Means over seeds; 95% intervals from prompts (and draws of noise) that both sides share. Seeds are "

@@ -6,28 +6,39 @@ from em.figures.model import Table
 
 Raw = dict[str, Any]
 SHOWN = 4  # sentences
+SIDE_BY_SIDE = 3  # solutions; more have a row each
 
 
 def headline(tables: dict[str, Raw]) -> Table:
-    """One row for each solution with its summary numbers; – where one was not measured."""
-    columns = ["solution", "seed", "norm"]
-    rows: list[list[Any]] = [
-        [one["name"], one["seed"], one["norm"]] for one in tables["solutions"]["solutions"]
+    """The summary numbers of every solution; a few solutions stand side by side, many below each other."""
+    solutions = tables["solutions"]["solutions"]
+    names = [one["name"] for one in solutions]
+    columns: list[tuple[str, list[Any]]] = [
+        ("seed", [one["seed"] for one in solutions]),
+        ("norm", [number(one["norm"]) for one in solutions]),
     ]
     for label, values in _numbers(tables):
-        columns.append(label)
-        for row in rows:
-            row.append(_with_interval(values.get(row[0])))
+        columns.append((label, [_with_interval(values.get(name)) for name in names]))
+    rows: list[list[Any]]
+    if len(names) <= SIDE_BY_SIDE:
+        head, rows = ["", *names], [[label, *map(_text, values)] for label, values in columns]
+    else:
+        head = ["solution", *(label for label, _ in columns)]
+        rows = [[name, *(values[at] for _, values in columns)] for at, name in enumerate(names)]
     return Table(
         "summary",
         "Summary",
-        columns,
+        head,
         rows,
         "Brackets: 95% intervals. Loss in nats per token; area: mean gain lost over ε, %; half-life: ε at "
         "which half of the gain is lost; slope: KL on plain text per unit of norm, ×1000; shift: of the "
         "margin between careless and careful answers in the training domain; narrowness: shift elsewhere "
         "over that shift.",
     )
+
+
+def _text(value: Any) -> str | None:
+    return value if value is None else str(value)
 
 
 def _numbers(tables: dict[str, Raw]) -> list[tuple[str, dict[str, Raw]]]:
@@ -39,11 +50,11 @@ def _numbers(tables: dict[str, Raw]) -> list[tuple[str, dict[str, Raw]]]:
         found.append(("loss at equal norm", {name: row["equal_norm"] for name, row in rows.items()}))
     if "stability" in tables:
         rows = tables["stability"]["solutions"]
-        found.append(("noise area", {name: row["area"] for name, row in rows.items()}))
+        found.append(("noise area, %", {name: row["area"] for name, row in rows.items()}))
         found.append(("noise half-life", {name: row["half_life"] for name, row in rows.items()}))
     for name, part in tables.get("significance", {}).get("slices", {}).items():
         slopes = {solution: _times(row["slope"], 1000.0) for solution, row in part["solutions"].items()}
-        found.append((f"KL slope, {name}", slopes))
+        found.append((f"KL slope ×1000, {name}", slopes))
     if "margins" in tables:
         table = tables["margins"]
         own = [row for row in table["domains"] if row["training"]]
