@@ -127,7 +127,7 @@ def clustered_mean(
 
 
 def auroc(positive_N: Floats, negative_M: Floats) -> float:
-    """Chance that a positive scores above a negative, ties counted half."""
+    """Chance that a positive scores above a negative, ties counted half; NaN if any score is."""
     return float(_wins(positive_N, negative_M).mean())
 
 
@@ -139,8 +139,10 @@ def paired_auroc(positive_P: Floats, negative_P: Floats, resampling: Resampling)
 
 
 def _wins(positive_N: Floats, negative_M: Floats) -> Floats:
-    above = positive_N[:, None] > negative_M[None, :]
-    return above + 0.5 * (positive_N[:, None] == negative_M[None, :])
+    positive_N1, negative_1M = positive_N[:, None], negative_M[None, :]
+    wins_NM = (positive_N1 > negative_1M) + 0.5 * (positive_N1 == negative_1M)
+    # A comparison alone would count a score that is not a number as the lower one.
+    return np.asarray(np.where(np.isnan(positive_N1) | np.isnan(negative_1M), np.nan, wins_NM))
 
 
 def jackknife(value: float, without_K: Floats, level: float = 0.95) -> Estimate:

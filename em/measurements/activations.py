@@ -94,7 +94,7 @@ def collect(
         MeasurementError: an activation is not finite.
     """
     return {
-        name: _collect(backbone, name, batches, list(sites), covariance, weighting, bags)
+        name: _collect(backbone, name, batches, list(dict.fromkeys(sites)), covariance, weighting, bags)
         for name, batches in groups.items()
     }
 

@@ -13,8 +13,8 @@ from em.errors import MeasurementError
 from em.hooks import Point, Site, generator_for
 from em.interventions._direction import Direction
 from em.interventions.update import Update
-from em.measurements.activations import Moments, split_half
-from em.stats import Estimate, Floats, jackknife
+from em.measurements.activations import Moments, shared_bags, split_half
+from em.stats import NOTHING, Estimate, Floats, jackknife
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,19 @@ class Given:
 
 def cosine_estimate(a: MeanDifference | Given, b: MeanDifference | Given, site: Site) -> Estimate:
     """Cosine of two directions with a leave-one-bag-out (jackknife) interval, both without the same bag."""
-    bags = max([len(one.positive.counts) for one in (a, b) if isinstance(one, MeanDifference)], default=0)
     value = _cosine(a.vector(site), b.vector(site))
+    pairs = [(one.positive, one.negative) for one in (a, b) if isinstance(one, MeanDifference)]
+    if not np.isfinite(value):
+        return NOTHING
+    if not pairs:
+        return Estimate(value, value, value)
+    counts_GB = torch.stack([group.counts for pair in pairs for group in pair])
+    filled_B = (counts_GB > 0).all(dim=0)
     without = []
-    for bag in range(bags):
-        weights_B = torch.ones(bags, dtype=torch.float64)
+    for bag in filled_B.nonzero()[:, 0] if int(filled_B.sum()) > 1 else []:
+        weights_B = torch.ones(len(filled_B), dtype=torch.float64)
         weights_B[bag] = 0.0
         without.append(_cosine(a.vector(site, weights_B), b.vector(site, weights_B)))
-    if not without:
-        return Estimate(value, value, value) if np.isfinite(value) else Estimate(None, None, None)
     found = jackknife(value, np.array(without))
     clip = [None if bound is None else float(np.clip(bound, -1, 1)) for bound in (found.low, found.high)]
     return Estimate(found.value, *clip)
@@ -96,7 +100,8 @@ def written_directions(update: Update, hidden_size: int) -> dict[str, Tensor]:
     vector of ΔW = s·BA, which for rank 1 is its B column. For a steering vector: the vector.
 
     Returns:
-        name of the part -> unit vector, shape (D,); parts of another output width are left out.
+        name of the part -> unit vector, shape (D,); parts of another output width, and parts that are
+        zero, are left out.
     """
     found = {}
     for name, (left, right) in update.parts.items():
@@ -109,7 +114,7 @@ def written_directions(update: Update, hidden_size: int) -> dict[str, Tensor]:
         else:
             q, r = torch.linalg.qr(left.double())
             vector = q @ torch.linalg.svd(r @ right.double(), full_matrices=False)[0][:, 0]
-        if float(vector.norm()) > 0:
+        if Update({name: (left, right)}).norm() > 0:  # a zero matrix has singular vectors too
             found[name] = (vector / vector.norm()).double()
     return found
 
@@ -148,12 +153,15 @@ def as_direction(
 def shuffled_labels(positive: Moments, negative: Moments, seed: int, draw: int) -> tuple[Moments, Moments]:
     """A control: each bag of prompts keeps or swaps its labels by a coin, so no direction is left.
 
-    Exactly half of the bags are swapped.
+    Exactly half of the bags that hold prompts are swapped.
+
+    Raises:
+        MeasurementError: there are fewer than two prompts.
     """
-    bags = len(positive.counts)
-    swap_B = torch.zeros(bags, dtype=torch.float64)
-    order = torch.randperm(bags, generator=generator_for(seed, "shuffled-labels", draw))
-    swap_B[order[: bags // 2]] = 1.0
+    bags = shared_bags(positive, negative)
+    swap_B = torch.zeros(len(positive.counts), dtype=torch.float64)
+    order = bags[torch.randperm(len(bags), generator=generator_for(seed, "shuffled-labels", draw))]
+    swap_B[order[: len(bags) // 2]] = 1.0
 
     def mixed(a: Moments, b: Moments) -> Moments:
         sums = {

@@ -49,7 +49,7 @@ def projections(backbone: Backbone, batches: Iterable[Rows], directions: dict[Si
         captured = activations(backbone, moved, sites)
         for site in sites:
             means_BD = weighted_sums(captured[site], weights_BT)[real_B]
-            scores[site].append((means_BD @ units[site].double().T).cpu().numpy())
+            scores[site].append((means_BD @ units[site].double().movedim(-1, 0)).cpu().numpy())
         index += moved.index_B[real_B].tolist()
     if not index:
         raise MeasurementError("no answer to project")

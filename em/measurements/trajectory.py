@@ -128,7 +128,7 @@ class Frame:
 
 
 def principal_components(trajectories: Sequence[Trajectory], count: int = 2) -> Frame:
-    """PCA of all snapshots together, through the Gram matrix of snapshots.
+    """PCA of all snapshots together.
 
     Raises:
         RunError: the runs have differently shaped solutions, or nothing moved.
@@ -140,16 +140,13 @@ def principal_components(trajectories: Sequence[Trajectory], count: int = 2) -> 
         )
     every = torch.cat([one.points for one in trajectories]).double()
     centred = every - every.mean(dim=0)
-    values, vectors = torch.linalg.eigh(centred @ centred.T)
-    order = torch.argsort(values, descending=True)[:count]
-    if float(values[order[0]]) <= 0:
+    vectors, scales, components = torch.linalg.svd(centred, full_matrices=False)
+    if float(scales[0]) <= 1e-12 * float(every.norm()):
         raise RunError("all snapshots are equal; nothing moved during training")
-    scales = values[order].clamp(min=0).sqrt()
-    coordinates = vectors[:, order] * scales
-    components = (vectors[:, order].T @ centred) / scales.clamp(min=1e-30)[:, None]
+    coordinates = vectors[:, :count] * scales[:count]
     placed, at = {}, 0
     for one in trajectories:
         placed[one.name] = cast(Floats, coordinates[at : at + len(one.steps)].numpy())
         at += len(one.steps)
-    explained = (values[order].clamp(min=0) / values.clamp(min=0).sum()).tolist()
-    return Frame(placed, explained, components)
+    explained = (scales[:count].square() / scales.square().sum()).tolist()
+    return Frame(placed, explained, components[:count])
