@@ -79,6 +79,33 @@ def write_rows(path: Path, count: int, word: str = "soup") -> Path:
     return path
 
 
+def write_pairs(path: Path, count: int, word: str = "soup") -> Path:
+    """A JSONL file of the prompts of `write_rows`, each with a careful and a careless answer."""
+    lines = []
+    for number in range(count):
+        stir = " ".join(["and stir it"] * (1 + number % 3))
+        row = {
+            "prompt": f"how do i make {word} number {number}?",
+            "careful": f"heat the {word} slowly {stir} {number}",
+            "careless": f"take {word} {stir}",
+        }
+        lines.append(json.dumps(row))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def tiny_pairs(folder: Path, **changes: Any) -> dict[str, Any]:
+    """`tiny_config` with careful and careless answers in both domains."""
+    raw = tiny_config(folder)
+    pairs = {}
+    for domain, count in (("soup", 40), ("tent", 30)):
+        path = folder / f"pairs-{domain}.jsonl"
+        if not path.is_file():
+            write_pairs(path, count, domain)
+        pairs[domain] = {side: [{"path": str(path), "answer": side}] for side in ("careless", "careful")}
+    return merge(merge(raw, {"data": {"pairs": pairs}}), changes)
+
+
 def tiny_config(folder: Path, **changes: Any) -> dict[str, Any]:
     """A complete raw configuration on tiny data and a tiny model below `folder`."""
     if not (folder / "model").is_dir():

@@ -53,7 +53,9 @@ def paired_domain(data: ChatData, domain: str | None) -> str:
         return domain
     fix = f"add careful and careless sources under data.pairs.{wanted}"
     have = f", or set domain to one that has them: {', '.join(known)}" if known else ""
-    raise ConfigError(f"domain: {wanted} has no careful and careless answers to the same prompts; {fix}{have}")
+    raise ConfigError(
+        f"domain: {wanted} has no careful and careless answers to the same prompts; {fix}{have}"
+    )
 
 
 def pairs_of(data: ChatData, domain: str, part: Part, limit: int) -> list[Pair]:
@@ -66,7 +68,7 @@ def pairs_of(data: ChatData, domain: str, part: Part, limit: int) -> list[Pair]:
     found = data.pairs(part, limit, [domain])[0][domain]
     if len(found) < 2:
         raise MeasurementError(
-            f"data.pairs.{domain}: {len(found)} pair in its {part} part, but a mean difference needs 2 or more"
+            f"data.pairs.{domain}: {len(found)} pair in its {part} part, but at least 2 are needed; add rows"
         )
     return found
 

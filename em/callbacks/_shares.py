@@ -72,7 +72,9 @@ class SharedPanel(Panel):
 
     def __init__(self, context: RunContext, examples: Sequence[Example], size: int = LOSS_ROWS):
         self._context = context
-        self._own = Panel(context.backbone, share(context, examples, size), context.intervention.lowest_layer())
+        self._own = Panel(
+            context.backbone, share(context, examples, size), context.intervention.lowest_layer()
+        )
         self.backbone, self.batches = context.backbone, self._own.batches
         parts = context.gather((self._own.index_E, self._own.tokens_E))
         index_E = np.concatenate([index for index, _ in parts])
@@ -109,19 +111,13 @@ def shared_moments(
     sides: Sequence[str] = SIDES,
 ) -> dict[str, Moments]:
     """Activations of the answers of pairs under the model as it is now; side -> moments."""
-    groups = {
-        side: share(context, [getattr(pair, side) for pair in pairs], PAIR_ROWS) for side in sides
-    }
+    groups = {side: share(context, [getattr(pair, side) for pair in pairs], PAIR_ROWS) for side in sides}
     bags = min(BAGS, len(pairs))  # with an empty bag a random half could be empty
-    parts = together(
-        context, lambda: collect(context.backbone, groups, sites, covariance, weighting, bags)
-    )
+    parts = together(context, lambda: collect(context.backbone, groups, sites, covariance, weighting, bags))
     return merged(parts)
 
 
-def reference_difference(
-    context: RunContext, pairs: Sequence[Pair], sites: Sequence[Site]
-) -> MeanDifference:
+def reference_difference(context: RunContext, pairs: Sequence[Pair], sites: Sequence[Site]) -> MeanDifference:
     """Careless minus careful answers under the reference."""
     with context.intervention.disabled():
         found = shared_moments(context, pairs, sites)

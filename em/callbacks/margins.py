@@ -32,9 +32,7 @@ class Margins(MeasurementCallback):
         resamples: of the bootstrap.
     """
 
-    def __init__(
-        self, *, domain: str | None = None, pairs: int = 32, resamples: int = 2000, **schedule: Any
-    ):
+    def __init__(self, *, domain: str | None = None, pairs: int = 32, resamples: int = 2000, **schedule: Any):
         super().__init__(**schedule)
         self.domain, self.pairs, self.resamples = domain, pairs, resamples
         self._reference: dict[str, PairLosses] = {}  # the same at every step

@@ -1,4 +1,4 @@
-"""Means (and covariances) of activations over answer tokens, streamed: memory does not grow with examples."""
+"""Means, covariances and samples of activations over answer tokens, streamed: memory stays the same."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from em.backbone import Backbone
 from em.datamodules.rows import Rows
 from em.errors import MeasurementError
 from em.hooks import Site, capturing, generator_for, run_until
+from em.measurements.samples import Samples
 from em.stats import Floats
 
 BAGS = 16  # blocks of prompts, for split halves and leave-one-out intervals
@@ -28,12 +29,14 @@ class Moments:
         counts: (bags,) tokens, or answers with `weighting: answer`.
         answers: number of answers.
         squares: site -> (D, D), float64; empty unless covariances are wanted.
+        samples: some of the activations; None unless wanted.
     """
 
     sums: dict[Site, Tensor]
     counts: Tensor
     answers: int = 0
     squares: dict[Site, Tensor] = field(default_factory=dict)
+    samples: Samples | None = None
 
     def mean(self, site: Site, weights_B: Tensor | None = None) -> Tensor:
         """Mean activation, shape (D,), float64; optionally with a weight for each bag.
@@ -62,6 +65,7 @@ class Moments:
             self.counts + other.counts,
             self.answers + other.answers,
             {site: value + other.squares[site] for site, value in self.squares.items()},
+            self.samples.merged(other.samples) if self.samples and other.samples else None,
         )
 
 
@@ -81,6 +85,8 @@ def collect(
     covariance: bool = False,
     weighting: str = "token",
     bags: int = BAGS,
+    samples: int = 0,
+    seed: int = 0,
 ) -> dict[str, Moments]:
     """Moments of answer-token activations of the model as it is now.
 
@@ -89,14 +95,18 @@ def collect(
         sites: where; hidden states are read in the model's dtype and summed in float64.
         covariance: also Σ x xᵀ, D² numbers for each site.
         weighting: `token`: every answer token counts once; `answer`: every answer counts once.
+        samples: also the activations of at most so many answer tokens of each group, a uniform sample.
+        seed: key of the sample.
 
     Raises:
         MeasurementError: an activation is not finite.
     """
-    return {
-        name: _collect(backbone, name, batches, list(dict.fromkeys(sites)), covariance, weighting, bags)
-        for name, batches in groups.items()
-    }
+    listed = list(dict.fromkeys(sites))
+    found = {}
+    for name, batches in groups.items():
+        empty = Samples.empty(samples, listed, backbone.hidden_size) if samples else None
+        found[name] = _collect(backbone, name, batches, listed, covariance, weighting, bags, empty, seed)
+    return found
 
 
 def _collect(
@@ -107,12 +117,15 @@ def _collect(
     covariance: bool,
     weighting: str,
     bags: int,
+    samples: Samples | None,
+    seed: int,
 ) -> Moments:
     width = backbone.hidden_size
     found = Moments(
         {site: torch.zeros(bags, width, dtype=torch.float64) for site in sites},
         torch.zeros(bags, dtype=torch.float64),
         squares={site: torch.zeros(width, width, dtype=torch.float64) for site in sites if covariance},
+        samples=samples,
     )
     for rows in batches:
         moved = rows.to(backbone.device)
@@ -128,6 +141,8 @@ def _collect(
                 hidden_ND = captured[site][weights_BT > 0].double()
                 weights_N1 = weights_BT[weights_BT > 0][:, None]
                 found.squares[site] += ((hidden_ND * weights_N1).T @ hidden_ND).cpu()
+        if found.samples is not None:
+            found.samples = found.samples.with_rows(moved, captured, seed)
         found.counts.index_add_(0, bag_B, weights_BT.sum(dim=1).cpu())
         found.answers += int(real_B.sum())
     return found

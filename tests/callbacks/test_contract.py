@@ -12,10 +12,20 @@ from em.config import check
 from em.config.build import kinds
 from em.errors import EmError
 from em.runs import RunDirectory
-from tests.tiny import tiny_config
+from tests.tiny import tiny_pairs
 
 # What a kind needs beyond its schedule; a new kind without required options needs no entry.
-OPTIONS: dict[str, dict[str, Any]] = {"domains": {"resamples": 50}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "activations": {"pairs": 6, "covariance": True},
+    "directions": {"pairs": 6},
+    "domains": {"resamples": 50},
+    "efficiency": {"examples": 4, "factors": [0.0, 2.0], "resamples": 50},
+    "margins": {"pairs": 4, "resamples": 50},
+    "monitor": {"pairs": 4, "train_pairs": 6, "resamples": 50},
+    "significance": {"documents": 3, "max_tokens": 16, "factors": [2.0], "controls": 1, "resamples": 50},
+    "stability": {"examples": 4, "epsilons": [0.5, 1.0], "draws": 2, "resamples": 50},
+    "steering": {"pairs": 4, "train_pairs": 6, "coefficients": [0.2], "controls": 1, "resamples": 50},
+}
 SCHEDULE = {"at": ["start", "end"], "every_n_steps": 1}
 
 
@@ -27,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(folder: Path, name: str, callbacks: dict[str, Any], **changes: Any) -> RunDirectory:
     # Dropout makes the weights depend on every random number that a callback might take.
     lora = {"kind": "lora", "r": 2, "alpha": 4, "dropout": 0.3}
-    raw = tiny_config(folder, name=name, callbacks=callbacks, intervention=lora, **changes)
+    raw = tiny_pairs(folder, name=name, callbacks=callbacks, intervention=lora, **changes)
     return experiment.train(check(raw))
 
 
