@@ -89,7 +89,10 @@ class RunDirectory:
             if self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir()):
                 raise RunError(f"{self.path} is not empty and not a run; choose another name=…")
             return "fresh"
+        finished = manifest.get("status") == "finished"
         different = differences(manifest.get("config", {}), to_dict(config))
+        if not finished:  # callbacks cannot change training, so one that fails may be taken out
+            different = [one for one in different if not one.startswith("callbacks")]
         if different and not self.checkpoint.is_file() and not self.adapter.is_dir():
             return "fresh"  # it failed before anything was trained, so there is nothing to lose
         if different:
@@ -97,7 +100,7 @@ class RunDirectory:
                 f"{self.path} holds a run with another configuration: {'; '.join(different[:5])}; "
                 "choose another name=…, or overwrite=true to replace it"
             )
-        return "finished" if manifest.get("status") == "finished" else "resumable"
+        return "finished" if finished else "resumable"
 
     def claim(self, config: Config) -> State:
         """Make the directory this config's; what is there is kept unless `overwrite` is set.
@@ -118,6 +121,9 @@ class RunDirectory:
                 wandb_id=uuid.uuid4().hex[:8],
                 **origin(),
             )
+        if state == "resumable" and is_main_process():  # what may differ is now as it is run
+            write_text(self.path / "config.yaml", to_yaml(config))
+            self.update_manifest(config=to_dict(config))
         return state
 
     @contextmanager
@@ -203,8 +209,10 @@ def read(path: Path | str) -> RunRecord:
     directory = RunDirectory(path)
     try:
         raw = yaml.safe_load((directory.path / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise RunError(f"{path}: no readable config.yaml; is this a run directory? ({error})") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RunError(
+            f"{path}: no readable config.yaml; give the directory of a trained run ({error})"
+        ) from error
     manifest = directory.manifest()
     if manifest.get("status") not in ("trained", "finished"):
         raise RunError(

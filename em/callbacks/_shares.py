@@ -14,14 +14,13 @@ from em.datamodules.sources import Example
 from em.errors import EmError, MeasurementError
 from em.hooks import Site
 from em.measurements.activations import BAGS, Moments, collect, merged
-from em.measurements.arms import Solution
+from em.measurements.arms import VECTOR, WEIGHTS, Solution
 from em.measurements.directions import MeanDifference
 from em.measurements.margins import PAIR_ROWS, PairLosses
 from em.measurements.panel import Panel
 from em.stats import Floats
 
 LOSS_ROWS = 8  # answers of one forward pass
-VECTOR, WEIGHTS = "residual stream", "weights"  # spaces of norms, as a comparison of runs calls them
 SIDES = ("careless", "careful")
 T = TypeVar("T")
 
@@ -109,11 +108,15 @@ def shared_moments(
     covariance: bool = False,
     weighting: str = "token",
     sides: Sequence[str] = SIDES,
+    samples: int = 0,
 ) -> dict[str, Moments]:
     """Activations of the answers of pairs under the model as it is now; side -> moments."""
     groups = {side: share(context, [getattr(pair, side) for pair in pairs], PAIR_ROWS) for side in sides}
     bags = min(BAGS, len(pairs))  # with an empty bag a random half could be empty
-    parts = together(context, lambda: collect(context.backbone, groups, sites, covariance, weighting, bags))
+    parts = together(
+        context,
+        lambda: collect(context.backbone, groups, sites, covariance, weighting, bags, samples, context.seed),
+    )
     return merged(parts)
 
 

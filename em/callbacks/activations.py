@@ -31,7 +31,8 @@ class Activations(MeasurementCallback):
             splits; near 1: the data determine the direction.
     Written: activations/step-XXXXXXXX.safetensors with, for GROUP in careless and careful, GROUP.count
     (tokens, or answers by `weighting`), GROUP.SITE.mean of shape (D,) and, if asked for,
-    GROUP.SITE.covariance of shape (D, D); SITE is for example 15.block. Its metadata say of what.
+    GROUP.SITE.covariance of shape (D, D) and GROUP.SITE.samples of shape (N, D); SITE is for example
+    15.block. Its metadata say of what.
 
     Args:
         domain: whose held-out pairs; by default the first training domain that has pairs.
@@ -40,6 +41,7 @@ class Activations(MeasurementCallback):
         point: which output of the layers.
         covariance: also D × D numbers for each site.
         weighting: `token`: every answer token counts once; `answer`: every answer does.
+        samples: also the activations of at most so many answer tokens of each group, a uniform sample.
     """
 
     def __init__(
@@ -51,14 +53,16 @@ class Activations(MeasurementCallback):
         point: Point = "block",
         covariance: bool = False,
         weighting: Literal["token", "answer"] = "token",
+        samples: int = 0,
         **schedule: Any,
     ):
         super().__init__(**schedule)
         self.domain, self.pairs, self.layers, self.point = domain, pairs, layers, point
-        self.covariance, self.weighting = covariance, weighting
+        self.covariance, self.weighting, self.samples = covariance, weighting, samples
 
     def prepare(self, backbone: Backbone, data: ChatData) -> None:
         at_least(2, pairs=self.pairs)
+        at_least(0, samples=self.samples)
         pairs_of(data, paired_domain(data, self.domain), "held_out", self.pairs)
         if self.layers == []:
             raise ConfigError("layers: is empty; give indices of layers, or leave it out for all")
@@ -76,7 +80,7 @@ class Activations(MeasurementCallback):
     def measure(self, context: RunContext) -> dict[str, float]:
         domain, sites = paired_domain(context.data, self.domain), self._sites(context.backbone)
         pairs = pairs_of(context.data, domain, "held_out", self.pairs)
-        found = shared_moments(context, pairs, sites, self.covariance, self.weighting)
+        found = shared_moments(context, pairs, sites, self.covariance, self.weighting, samples=self.samples)
         if context.rank == 0:
             record = {
                 "step": context.step,
@@ -103,4 +107,6 @@ def _tensors(found: dict[str, Moments]) -> dict[str, torch.Tensor]:
             tensors[f"{group}.{site}.mean"] = moments.mean(site).float()
         for site in moments.squares:
             tensors[f"{group}.{site}.covariance"] = moments.covariance(site).float().contiguous()
+        if moments.samples is not None:
+            tensors |= {f"{group}.{site}.samples": kept for site, kept in moments.samples.hidden.items()}
     return tensors

@@ -9,6 +9,7 @@ import torch
 
 from em.callbacks._sinks import drop_later
 from em.callbacks.base import MeasurementCallback, RunContext
+from em.errors import RunError
 from em.files import write_tensors
 from em.interventions.base import read_tensors
 from em.measurements import trajectory as paths
@@ -50,6 +51,8 @@ class Trajectory(MeasurementCallback):
         folder = context.run.path / "trajectory"
         self._tell_size(written)
         write_tensors(paths.snapshot_path(folder, context.step), written)
+        if context.when == "end":
+            self._show(context, folder)
         squares = (float(value.double().pow(2).sum()) for value in written.values())
         return {"norm": math.fsum(squares) ** 0.5, **_rotation(folder)}
 
@@ -61,6 +64,19 @@ class Trajectory(MeasurementCallback):
             say(
                 f"trajectory: each snapshot takes {size / 1e6:.0f} MB; a larger every_n_steps needs less disk"
             )
+
+    def _show(self, context: RunContext, folder: Path) -> None:
+        """Table and figures of the whole path; a run of one snapshot, or that never moved, has none."""
+        try:
+            path = paths.read_trajectory(folder, context.solution)
+            frames = [paths.frame_table(paths.principal_components([path]), [path])]
+        except RunError as error:
+            say(f"{self.name}: no figure: {error}")
+            return
+        row = paths.trajectory_row(path, context.run.read_metrics())
+        table = {"step": context.step, "runs": {path.name: row}, "missing": {}, "frames": frames}
+        context.save_table(self.name, table)
+        context.show("trajectory", table)
 
 
 def _rotation(folder: Path) -> dict[str, float]:

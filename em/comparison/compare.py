@@ -21,7 +21,6 @@ from em.files import write_json
 from em.progress import say
 from em.report.comparison import erase_report, write_report
 
-OWN = {"figures": (".svg", ".png"), "tables": (".json", ".csv"), "directions": (".safetensors",)}
 Table = dict[str, Any]
 
 
@@ -62,21 +61,12 @@ def compare(
     erase(out)
     for name, direction in found["directions"].items():
         direction.save(out / name)
-    _clear(out)
     for name, table in found["tables"].items():
         write_json(out / "tables" / f"{name}.json", table)
     page = write_report(out)
     kept.clear()
     say(f"report: {page}")
     return page
-
-
-def _clear(out: Path) -> None:
-    """Remove what an earlier comparison wrote, so that nothing of it is mistaken for this one's."""
-    for folder, endings in OWN.items():
-        for path in (out / folder).glob("*"):
-            if path.suffix in endings:
-                path.unlink()
 
 
 def up_to_date(paths: Sequence[Path | str], out: Path, config: CompareConfig, data: DataConfig) -> bool:

@@ -8,10 +8,11 @@ import numpy as np
 
 from em.comparison.measured import Measured, Panels, block_sites
 from em.comparison.reference import Reference
-from em.comparison.study import VECTOR, Study
+from em.comparison.study import Study
 from em.hooks import Site, generator_for
 from em.interventions._direction import Direction
 from em.interventions.update import Update
+from em.measurements.arms import VECTOR
 from em.measurements.directions import Given, MeanDifference, as_direction, cosine_estimate
 from em.measurements.steering_effects import ablated_losses, removed_share
 from em.progress import Task
@@ -63,7 +64,9 @@ def directions(study: Study, found: dict[str, Measured], reference: Reference) -
         "updates": _updates(study, found),
         "written": _written(study, found, reference),
         "missing": {
-            name: one.missing.get("directions", "it moves no activation by as much as can be told apart from 0")
+            name: one.missing.get(
+                "directions", "it moves no activation by as much as can be told apart from 0"
+            )
             for name, one in found.items()
             if name not in moved
         },

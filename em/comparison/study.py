@@ -21,12 +21,11 @@ from em.datamodules.sources import Example
 from em.errors import MeasurementError, RunError
 from em.interventions.base import read_record
 from em.loading import load_backbone, load_tokenizer
-from em.measurements.arms import Solution
+from em.measurements.arms import VECTOR, WEIGHTS, Solution
 from em.progress import say
 from em.runs import RunRecord
 
 PAIRED = {"margins", "directions", "steering", "ablation"}  # sections that need pairs
-VECTOR, WEIGHTS = "residual stream", "weights"
 APART = ("name", "seed", "overwrite", "runs_dir", "wandb", "compare", "callbacks")  # not what an arm is
 
 
@@ -198,7 +197,9 @@ def _check_layer(config: CompareConfig, backbone: dict[str, Any]) -> None:
 def _check_norms(norms: dict[str, float]) -> None:
     for name, norm in norms.items():
         if norm == 0:
-            raise MeasurementError(f"{name}: has norm 0, so there is nothing to compare; train it, or leave it out")
+            raise MeasurementError(
+                f"{name}: has norm 0, so there is nothing to compare; train it, or leave it out"
+            )
         if not np.isfinite(norm):
             raise MeasurementError(
                 f"{name}: its adapter holds values that are not finite, so it cannot be compared; train it again "

@@ -63,7 +63,5 @@ def margins(
         for domain, pairs in study.pairs.items()
     ]
     config = study.config
-    table = margins_table(
-        domains, study.training, study.solutions, distances, config.resamples, config.seed
-    )
+    table = margins_table(domains, study.training, study.solutions, distances, config.resamples, config.seed)
     return {**table, "missing": missing(found, "margins")}

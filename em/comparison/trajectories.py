@@ -9,11 +9,11 @@ from em.measurements.directions import as_direction
 from em.measurements.trajectory import (
     Frame,
     Trajectory,
-    peak_step,
+    frame_table,
     principal_components,
     read_trajectory,
-    rotation,
     split,
+    trajectory_row,
 )
 
 Table = dict[str, Any]
@@ -31,7 +31,9 @@ def trajectories(study: Study) -> tuple[Table, dict[str, Direction]]:
             found[name] = read_trajectory(record.directory.path / "trajectory", name)
         except RunError as error:
             missing[name] = str(error)
-    rows = {name: _row(study, one) for name, one in found.items()}
+    rows = {
+        name: trajectory_row(one, study.records[name].directory.read_metrics()) for name, one in found.items()
+    }
     frames, directions = [], {}
     for group in _shapes(found):
         try:
@@ -39,25 +41,11 @@ def trajectories(study: Study) -> tuple[Table, dict[str, Direction]]:
         except RunError as error:
             missing |= {one.name: str(error) for one in group}
             continue
-        frames.append(_frame(frame, group))
+        frames.append(frame_table(frame, group))
         direction = _first_component(study, frame, group)
         if direction is not None:
             directions[f"path-{group[0].name}"] = direction
     return {"runs": rows, "missing": missing, "frames": frames}, directions
-
-
-def _row(study: Study, one: Trajectory) -> Table:
-    steps, cosines = rotation(one)
-    logged = [row for row in study.records[one.name].directory.read_metrics() if "train/sft_loss" in row]
-    return {
-        "steps": one.steps,
-        "norms": [float(point.norm()) for point in one.points],
-        "rotation_steps": steps,
-        "rotation": cosines,
-        "peak_step": peak_step(steps, cosines),
-        "loss_steps": [row["step"] for row in logged],
-        "loss": [row["train/sft_loss"] for row in logged],
-    }
 
 
 def _shapes(found: dict[str, Trajectory]) -> list[list[Trajectory]]:
@@ -66,11 +54,6 @@ def _shapes(found: dict[str, Trajectory]) -> list[list[Trajectory]]:
     for one in found.values():
         groups.setdefault(repr(one.shapes), []).append(one)
     return list(groups.values())
-
-
-def _frame(frame: Frame, group: list[Trajectory]) -> Table:
-    paths = {one.name: {"steps": one.steps, "points": frame.coordinates[one.name].tolist()} for one in group}
-    return {"explained": frame.explained, "paths": paths}
 
 
 def _first_component(study: Study, frame: Frame, group: list[Trajectory]) -> Direction | None:

@@ -116,7 +116,7 @@ def steering(table: Raw, arms: Arms) -> list[Figure]:
     return [
         Curves(
             "steering",
-            f"Steering the reference at layer {table['layer']}",
+            f"Steering the {table.get('model', 'reference')} model at layer {table['layer']}",
             "h ← h + c·‖h‖·v̂ at the output of the layer, at every position; margin shift of "
             f"{table['pairs']} held-out {table['domain']} pairs. Grey: mean over {table['controls']} random "
             "directions.",
@@ -124,7 +124,7 @@ def steering(table: Raw, arms: Arms) -> list[Figure]:
             "coefficient c, in units of ‖h‖",
             "margin shift, nats per token",
             series,
-            [Mark("y", 0.0, "reference")],
+            [Mark("y", 0.0, "not steered")],
         )
     ]
 

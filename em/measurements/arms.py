@@ -8,6 +8,8 @@ import numpy as np
 
 from em.stats import Estimate, Floats, Resampling
 
+VECTOR, WEIGHTS = "residual stream", "weights"  # spaces of norms
+
 
 @dataclass(frozen=True)
 class Solution:

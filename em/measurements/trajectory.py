@@ -1,10 +1,10 @@
 """The path of a solution through training: snapshots, rotation, and principal components."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -150,3 +150,28 @@ def principal_components(trajectories: Sequence[Trajectory], count: int = 2) -> 
         at += len(one.steps)
     explained = (scales[:count].square() / scales.square().sum()).tolist()
     return Frame(placed, explained, components[:count])
+
+
+def trajectory_row(one: Trajectory, logged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rotation, norms and training loss of one run, as plain data.
+
+    Args:
+        logged: rows of the run's metrics, for the loss of each step.
+    """
+    steps, cosines = rotation(one)
+    losses = [row for row in logged if row.get("train/sft_loss") is not None]
+    return {
+        "steps": one.steps,
+        "norms": [float(point.norm()) for point in one.points],
+        "rotation_steps": steps,
+        "rotation": cosines,
+        "peak_step": peak_step(steps, cosines),
+        "loss_steps": [row["step"] for row in losses],
+        "loss": [row["train/sft_loss"] for row in losses],
+    }
+
+
+def frame_table(frame: Frame, group: Sequence[Trajectory]) -> dict[str, Any]:
+    """Paths in their common frame, as plain data."""
+    paths = {one.name: {"steps": one.steps, "points": frame.coordinates[one.name].tolist()} for one in group}
+    return {"explained": frame.explained, "paths": paths}

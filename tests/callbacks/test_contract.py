@@ -83,3 +83,16 @@ def test_norms_turn_from_one(folder: Path) -> None:
     assert -1 <= rows[-1]["norms/cosine_to_start"] < 1
     train_rows = [row for row in run.read_metrics() if "train/norm" in row]
     assert train_rows[-1]["train/norm"] == pytest.approx(rows[-1]["norms/norm"])
+
+
+def test_a_callback_that_fails_at_the_end_can_be_taken_out(folder: Path, without: RunDirectory) -> None:
+    failing = {"_target_": "tests.callbacks.rude.Failing", "at": ["end"]}
+    with pytest.raises(EmError, match="no misaligned answer"):
+        train(folder, "ended", {"failing": failing})
+    run = train(folder, "ended", {"norms": {"at": ["end"]}})
+    assert run.manifest()["status"] == "finished" and list(run.manifest()["config"]["callbacks"]) == ["norms"]
+    assert "failing" not in (run.path / "config.yaml").read_text()
+    expected, actual = weights(without), weights(run)
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+    with pytest.raises(EmError, match="another configuration"):
+        train(folder, "ended", {})
