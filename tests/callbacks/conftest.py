@@ -20,7 +20,7 @@ CALLBACKS: dict[str, dict[str, Any]] = {
     "stability": {"examples": BOTH, "epsilons": [0.001, 1.0], "draws": 2, "resamples": 50},
     "significance": {"documents": 3, "max_tokens": 16, "controls": 1, "resamples": 50},
     "margins": {"pairs": BOTH, "resamples": 50},
-    "activations": {"pairs": BOTH, "covariance": True, "layers": [0, 2]},
+    "activations": {"pairs": BOTH, "covariance": True, "layers": [0, 2], "samples": 5},
     "directions": {"pairs": BOTH},
     "monitor": {"pairs": BOTH, "train_pairs": 6, "resamples": 50},
     "steering": {

@@ -23,14 +23,18 @@ def test_saved_moments(measured: RunDirectory, reloaded: LoadedRun, data: ChatDa
     saved = load_file(path)
     pairs, sites = data.pairs("held_out")[0]["soup"], [Site(0), Site(2)]
     groups = {side: pair_rows(pairs, 3, data.pad, side, range(len(pairs))) for side in SIDES}
-    found = collect(reloaded.backbone, groups, sites, covariance=True)
+    seed = reloaded.config.seed
+    found = collect(reloaded.backbone, groups, sites, covariance=True, samples=5, seed=seed)
     for side in SIDES:
         assert saved[f"{side}.count"] == found[side].counts.sum()
         for site in sites:
             torch.testing.assert_close(saved[f"{side}.{site}.mean"], found[side].mean(site).float())
             expected = found[side].covariance(site).float()
             torch.testing.assert_close(saved[f"{side}.{site}.covariance"], expected, rtol=1e-4, atol=1e-6)
-    assert len(saved) == 2 * (1 + 2 * 2)
+            samples = found[side].samples
+            assert samples is not None and samples.hidden[site].shape == (5, 32)
+            torch.testing.assert_close(saved[f"{side}.{site}.samples"], samples.hidden[site])
+    assert len(saved) == 2 * (1 + 2 * 3)
     with safe_open(path, framework="pt") as file:
         record = json.loads(file.metadata()["em"])
     assert record["step"] == 4 and record["domain"] == "soup" and record["pairs"] == len(pairs)
@@ -51,6 +55,7 @@ def test_at_every_scheduled_step(measured: RunDirectory) -> None:
         ({"layers": [0, 3]}, "layers 0 to 2, got 3"),
         ({"layers": []}, "layers: is empty"),
         ({"pairs": 1}, "pairs"),
+        ({"samples": -1}, "samples"),
     ],
 )
 def test_options_that_cannot_be_measured(
