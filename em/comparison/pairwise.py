@@ -48,8 +48,8 @@ def directions(study: Study, found: dict[str, Measured], reference: Reference) -
     assert reference.difference is not None
     names = list(moved)
     reliability = {
-        name: [_mean_reliability(one, site, study.config.seed) for site in sites]
-        for name, one in moved.items()
+        one.name: [_mean_reliability(one, site, study.config.seed) for site in sites]
+        for one in (reference.difference, *moved.values())
     }
     return {
         "layers": [site.layer for site in sites],
@@ -115,6 +115,8 @@ def _matrix(
             vector = next(iter(one.update.parts.values()))[0]
             listed.append(Given(f"vector of {name}", {site: vector.double()}))
     control = reference.direction.only([site]).random_like(generator_for(study.config.seed, "cosine-control"))
+    if reference.shuffled is not None:
+        listed.append(reference.shuffled)
     listed.append(Given("random", {site: control.at(site)}))
     cells = [[cosine_estimate(a, b, site) for b in listed] for a in listed]
     return {

@@ -37,6 +37,7 @@ class Reference:
         moments: activations of the training domain's held-out answers, by side.
         difference: careless minus careful, from training pairs.
         direction: the same, to be saved and used.
+        shuffled: the same from shuffled labels, a control.
         separation: how well it tells held-out answers apart, by layer.
         steering: what adding it does.
     """
@@ -46,6 +47,7 @@ class Reference:
     moments: dict[str, Moments] = field(default_factory=dict)
     difference: MeanDifference | None = None
     direction: Direction | None = None
+    shuffled: MeanDifference | None = None
     separation: Table | None = None
     steering: Table | None = None
 
@@ -67,6 +69,9 @@ def measure_reference(study: Study, panels: Panels) -> Reference:
         }
         train = collect(study.backbone, groups, block_sites(study))
         found.difference = MeanDifference("careless − careful", train["careless"], train["careful"])
+        found.shuffled = MeanDifference(
+            "shuffled labels", *shuffled_labels(train["careless"], train["careful"], study.config.seed, 0)
+        )
         found.direction = found.difference.direction(
             {
                 "what": "careless minus careful answers of paired training rows, reference model",

@@ -13,13 +13,16 @@ def directions(table: Raw, arms: Arms) -> list[Figure]:
         made.append(_between(table))
     if table.get("with_difference"):
         made.append(_with_difference(table, arms))
+    if table.get("reliability"):
+        made.append(_reliability(table, arms))
     matrix = table["matrix"]
     made.append(
         Matrix(
             "cosines",
             f"Cosines between directions at layer {matrix['layer']}",
             "careless − careful: mean difference of answers under the reference. Shift: adapted minus "
-            "reference activations on the same careless answers. Random: a direction of the same norm.",
+            "reference activations on the same careless answers. Controls: shuffled labels, "
+            "and a random direction of the same norm.",
             "95% jackknife intervals over blocks of prompts are in the table.",
             matrix["names"],
             matrix["names"],
@@ -103,6 +106,25 @@ def _with_difference(table: Raw, arms: Arms) -> Figure:
         "cosine",
         series,
         [Mark("y", 0.0, "orthogonal")],
+    )
+
+
+def _reliability(table: Raw, arms: Arms) -> Figure:
+    layers = [float(layer) for layer in table["layers"]]
+    series = []
+    for name, values in table["reliability"].items():
+        solution = name.removeprefix("shift of ")
+        series.append(Series(name, layers, values, None, None, "solution", arms.get(solution, solution)))
+    return Curves(
+        "reliability",
+        "How well are the directions determined?",
+        "Split-half reliability: cosine of a mean difference from one random half of the prompts with that "
+        "from the other half, mean of 20 splits. Near 1: the data determine the direction; near 0: it is noise.",
+        "No interval: a mean over splits of the same prompts.",
+        "layer",
+        "cosine",
+        series,
+        [Mark("y", 0.0, "noise")],
     )
 
 
