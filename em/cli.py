@@ -10,7 +10,7 @@ from em.errors import EmError
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; errors of this project are one message and status 1."""
-    parsed = _parser().parse_args(arguments)
+    parsed = _parsed(arguments)
     try:
         return int(parsed.run_command(parsed))
     except EmError as error:
@@ -21,6 +21,17 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted. Run the same command to go on.\n")
         return 130
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """Like `parse_args`, but runs and settings may also stand behind an option."""
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest and ("runs" not in parsed or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.runs += rest
+    return parsed
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,8 +66,9 @@ def _parser() -> argparse.ArgumentParser:
 def _compare(parsed: argparse.Namespace) -> int:
     from em.config import load_comparison
 
-    paths = [Path(text) for text in parsed.runs if "=" not in text]
-    settings = [text for text in parsed.runs if "=" in text]
+    # A run may be called lr=0.1: what is there on disk is no setting.
+    settings = [text for text in parsed.runs if "=" in text and not Path(text).is_dir()]
+    paths = [Path(text) for text in parsed.runs if text not in settings]
     if not paths:
         raise EmError("no run to compare; give one or more run directories")
     config = load_comparison(paths[0], parsed.conf, settings)

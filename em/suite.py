@@ -31,11 +31,16 @@ logger = logging.getLogger("em")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one member: its run, or the error that ended it."""
+    """What became of one member: its run, or the error that ended it.
+
+    Args:
+        config: as it was given now; the run's own may differ in what does not concern training.
+    """
 
     name: str
     run: RunDirectory
     error: str | None = None
+    config: Config | None = None
 
 
 def run_suite(suite: Suite, conf: Path, overrides: Sequence[str]) -> list[Outcome]:
@@ -57,7 +62,7 @@ def run_suite(suite: Suite, conf: Path, overrides: Sequence[str]) -> list[Outcom
                 _in_own_process(conf, name, overrides)
             else:
                 train(config, _backbone(config, run, shared))
-            outcomes.append(Outcome(name, run))
+            outcomes.append(Outcome(name, run, config=config))
         except EmError as error:
             if hasattr(error, "signal_number"):
                 raise
@@ -90,11 +95,12 @@ def report(folder: Path, outcomes: Sequence[Outcome]) -> str | None:
     Returns:
         why there is none; the runs are safe whatever happens here.
     """
-    paths = [outcome.run.path for outcome in outcomes if outcome.error is None]
-    if not is_main_process() or not paths:
+    finished = [outcome for outcome in outcomes if outcome.error is None]
+    if not is_main_process() or not finished:
         return None
+    paths = [outcome.run.path for outcome in finished]
     try:
-        config = runs.read(paths[0]).config
+        config = finished[0].config or runs.read(paths[0]).config
         if config.compare is None or not config.compare.sections:
             return None
         if up_to_date(paths, folder, config.compare, config.data):

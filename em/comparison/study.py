@@ -202,8 +202,8 @@ def _check_norms(norms: dict[str, float]) -> None:
             )
         if not np.isfinite(norm):
             raise MeasurementError(
-                f"{name}: its adapter holds values that are not finite, so it cannot be compared; train it again "
-                "with overwrite=true, or leave it out"
+                f"{name}: its adapter holds values that are not finite, so it cannot be compared; train it "
+                "again with overwrite=true, or leave it out"
             )
 
 
@@ -252,8 +252,8 @@ def _pairs(
     for part, found in (("held_out", pairs.get(training, [])), ("train", train_pairs)):
         if len(found) < 2:
             raise RunError(
-                f"{training}: {len(found)} pairs in its {part} part; directions need at least 2, so give more "
-                "rows or change data.held_out"
+                f"{training}: {len(found)} pairs in its {part} part; directions need at least 2, so give "
+                "more rows or change data.held_out"
             )
     return pairs, train_pairs
 

@@ -99,7 +99,7 @@ def load_comparison(run: Path, conf: Path | None, overrides: Iterable[str]) -> C
     for text in overrides:
         part = override(text)
         raw = merge(raw, part if "data" in part or "compare" in part else {"compare": part})
-    return check({str(key): value for key, value in raw.items()}, files=False)
+    return check(_resolved(raw), files=False)
 
 
 def override(text: str) -> dict[str, Any]:
@@ -191,12 +191,9 @@ def _grouped(problems: dict[str, list[str]]) -> list[str]:
 def _checked(raw: dict[str, Any]) -> tuple[dict[str, Any], Config | None, list[str]]:
     """The resolved mapping, its configuration or None, and the problems that prevent it."""
     try:
-        plain = OmegaConf.to_container(OmegaConf.create(raw), resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        where = f"{error.full_key}: " if error.full_key else ""
-        return raw, None, [where + first_line(error)]
-    assert isinstance(plain, dict)
-    resolved = {str(key): value for key, value in plain.items()}
+        resolved = _resolved(raw)
+    except ConfigError as error:
+        return raw, None, error.problems
     problems, facts = [], None
     try:
         facts = _facts(resolved.get("backbone"))
@@ -207,6 +204,17 @@ def _checked(raw: dict[str, Any]) -> tuple[dict[str, Any], Config | None, list[s
     except ConfigError as error:
         return resolved, None, [*problems, *error.problems]
     return resolved, None if problems else config, problems
+
+
+def _resolved(raw: dict[str, Any]) -> dict[str, Any]:
+    """A mapping with its interpolations replaced by what they name."""
+    try:
+        plain = OmegaConf.to_container(OmegaConf.create(raw), resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        where = f"{error.full_key}: " if error.full_key else ""
+        raise ConfigError(where + first_line(error)) from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def _facts(backbone: Any) -> ModelFacts | None:

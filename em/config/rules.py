@@ -46,6 +46,12 @@ BOUNDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "trainer.threads": AT_LEAST_1,
 }
 
+# One pair has no direction: its reliability is that of one half of the pairs with the other.
+COMPARE_LEAST = {
+    **{"examples": 1, "draws": 1, "documents": 1, "controls": 1, "pairs": 2, "train_pairs": 2},
+    **{"steered_pairs": 1, "max_tokens": 2, "resamples": 100},
+}
+
 
 def bounds(config: Config, facts: ModelFacts | None) -> Iterator[str]:
     for key, (words, holds) in BOUNDS.items():
@@ -63,13 +69,11 @@ def comparison(config: Config, facts: ModelFacts | None) -> Iterator[str]:
         yield f"compare.factors: expected numbers at least 0 with 1.0 among them, got {compare.factors}"
     if not compare.epsilons or not all(0 < epsilon <= 1 for epsilon in compare.epsilons):
         yield f"compare.epsilons: expected numbers above 0 and at most 1, got {compare.epsilons}"
-    for key in ("examples", "draws", "documents", "controls", "pairs", "train_pairs", "steered_pairs"):
-        if getattr(compare, key) < 1:
-            yield f"compare.{key}: expected at least 1, got {getattr(compare, key)}"
-    if compare.max_tokens < 2:
-        yield f"compare.max_tokens: expected at least 2, got {compare.max_tokens}"
-    if compare.resamples < 100:
-        yield f"compare.resamples: expected at least 100, got {compare.resamples}"
+    if not any(compare.coefficients):
+        yield f"compare.coefficients: expected a number other than 0 among them, got {compare.coefficients}"
+    for key, least in COMPARE_LEAST.items():
+        if getattr(compare, key) < least:
+            yield f"compare.{key}: expected at least {least}, got {getattr(compare, key)}"
     if facts is not None and compare.layer is not None and not 0 <= compare.layer < facts.num_layers:
         yield f"compare.layer: expected 0 to {facts.num_layers - 1}, got {compare.layer}"
 

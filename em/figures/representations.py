@@ -119,7 +119,7 @@ def _reliability(table: Raw, arms: Arms) -> Figure:
         "reliability",
         "How well are the directions determined?",
         "Split-half reliability: cosine of a mean difference from one random half of the prompts with that "
-        "from the other half, mean of 20 splits. Near 1: the data determine the direction; near 0: it is noise.",
+        "from the other half, mean of 20 splits. Near 1: the data determine the direction; near 0: noise.",
         "No interval: a mean over splits of the same prompts.",
         "layer",
         "cosine",

@@ -84,28 +84,30 @@ def _with_interval(estimate: Raw | None) -> str | None:
 
 def sentences(tables: dict[str, Raw]) -> list[str]:
     """One sentence for each kind of measurement and two arms, at most four."""
-    found = []
+    rows = tables["solutions"]["solutions"]
+    arms = {row["arm"] for row in rows}
+    if len(arms) < 2:
+        what = "One solution" if len(rows) == 1 else f"{len(rows)} seeds of one solution"
+        return [f"{what}: nothing to compare with; the figures show it against the reference."]
+    found: list[str] = []
+    more: list[str] = []
     for row in tables.get("efficiency", {}).get("differences", []):
         found.append(
             _compared(row, "loss at equal norm", "nats per token", "more efficient", lower_wins=True)
         )
     for row in tables.get("stability", {}).get("differences", {}).get("area", []):
         found.append(_compared(row, "gain lost to noise, on average", "%", "more stable", lower_wins=True))
-    for name, part in tables.get("significance", {}).get("slices", {}).items():
+    for at, (name, part) in enumerate(tables.get("significance", {}).get("slices", {}).items()):
         for row in part["differences"]:
             scaled = {**row, **_times({key: row[key] for key in ("value", "low", "high")}, 1000.0)}
             what = f"KL on {name} per 1000 units of norm"
-            found.append(_compared(scaled, what, "nats per token", "more significant", lower_wins=False))
+            sentence = _compared(scaled, what, "nats per token", "more significant", lower_wins=False)
+            (more if at else found).append(sentence)  # further slices after the other kinds
     for row in tables.get("margins", {}).get("differences", []):
         found.append(_compared(row, "narrowness", "", "narrower", lower_wins=True))
-    arms = {row["arm"] for row in tables["solutions"]["solutions"]}
-    if len(arms) < 2:
-        return ["One solution: nothing to compare it with; the figures show it against the reference."]
-    return (
-        found[:SHOWN]
-        if len(arms) == 2
-        else [f"{len(arms)} solutions on one grid; see the table.", *found[:3]]
-    )
+    if len(arms) == 2:
+        return [*found, *more][:SHOWN]
+    return [f"{len(arms)} solutions on one grid; see the table.", *found[: SHOWN - 1]]
 
 
 def _compared(row: Raw, what: str, unit: str, word: str, lower_wins: bool) -> str:
@@ -114,7 +116,7 @@ def _compared(row: Raw, what: str, unit: str, word: str, lower_wins: bool) -> st
         return f"{what}: {a} and {b} cannot be compared (no interval)."
     numbers = f"{what}: {a} − {b} = {number(value)} [{number(low)}, {number(high)}] {unit}".rstrip()
     seeds = f" over {row['seeds']} seeds" if row["seeds"] > 1 else ""
-    if low <= 0 <= high:
+    if not (value < 0 and high < 0) and not (value > 0 and low > 0):
         return f"Neither of {a} and {b} is clearly {word}: {numbers}{seeds}."
     better = a if (value < 0) == lower_wins else b
     return f"{better} is {word}: {numbers}{seeds}."
