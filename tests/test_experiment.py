@@ -11,7 +11,7 @@ from em import experiment, runs
 from em.config import check
 from em.errors import AdapterError, BackboneError, TrainingError
 from em.hooks import Site
-from em.interventions._direction import Direction
+from em.interventions.direction import Direction
 from em.loading import load_backbone
 from em.runs import RunDirectory
 from tests.interventions.examples import direction

@@ -11,18 +11,116 @@ from rich.console import Console
 
 import train
 from em import suite
+from em.comparison import compare as comparing
 from em.config import Suite, load
+from em.errors import RunError
+from tests.comparison.trained import LORA_2, SMALL, raw_config, tables
 from tests.tiny import tiny_config
+
+
+def suite_of(raw: dict[str, Any], folder: Path) -> Path:
+    members = {"general": {"kl": {"weight": 0}}, "narrow": {"kl": {"weight": 5}}}
+    path = folder / "pair.yaml"
+    path.write_text(yaml.safe_dump({**raw, "name": "pair", "members": members}))
+    return path
 
 
 @pytest.fixture
 def conf(tmp_path: Path) -> Path:
-    raw: dict[str, Any] = tiny_config(tmp_path, callbacks={"domains": {"resamples": 50}})
-    raw["name"] = "pair"
-    raw["members"] = {"general": {"kl": {"weight": 0}}, "narrow": {"kl": {"weight": 5}}}
-    path = tmp_path / "pair.yaml"
-    path.write_text(yaml.safe_dump(raw))
-    return path
+    """Without a report, which has tests of its own."""
+    changes = {"callbacks": {"domains": {"resamples": 50}}, "compare": {"sections": []}}
+    return suite_of(tiny_config(tmp_path, **changes), tmp_path)
+
+
+@pytest.fixture
+def reported(tmp_path: Path) -> Path:
+    """Two members that are trained on pairs and compared by the least that a page needs."""
+    compare = {**SMALL, "sections": ["efficiency", "margins"]}
+    raw = raw_config(tmp_path, "pair", intervention=LORA_2, compare=compare, trainer={"max_steps": 3})
+    return suite_of(raw, tmp_path)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The solutions that a comparison measures."""
+    names: list[str] = []
+    measure = comparing.measure
+
+    def counted(study: Any, name: str, panels: Any) -> Any:
+        names.append(name)
+        return measure(study, name, panels)
+
+    monkeypatch.setattr(comparing, "measure", counted)
+    return names
+
+
+def test_a_suite_ends_with_a_page(
+    reported: Path, measured: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = reported.parent / "runs" / "pair"
+    assert train.main([str(reported)]) == 0
+    assert capsys.readouterr().err.endswith(f"report: {folder / 'report.html'}\n")
+    assert "general against narrow" in (folder / "report.html").read_text(encoding="utf-8")
+    made = tables(folder)
+    assert set(made) == {"efficiency", "margins", "solutions"} and measured == ["general", "narrow"]
+    assert [row["run"] for row in made["solutions"]["solutions"]] == [
+        str(folder / "general"),
+        str(folder / "narrow"),
+    ]
+    # The same command again: nothing is trained, nothing is measured.
+    measured.clear()
+    assert train.main([str(reported)]) == 0
+    assert capsys.readouterr().err.endswith(f"report: {folder / 'report.html'} is up to date\n")
+    assert measured == []
+    # Another setting of the comparison alone: the runs stay, the page is made again.
+    assert train.main([str(reported), "compare.seed=1", "compare.sections=[efficiency]"]) == 0
+    assert measured == ["general", "narrow"] and set(tables(folder)) == {"efficiency", "solutions"}
+    # A member that is trained again is measured again.
+    measured.clear()
+    more = ["compare.seed=1", "compare.sections=[efficiency]"]
+    assert train.main([str(reported), *more, "overwrite=true", "optimizer.lr=0.02"]) == 0
+    assert measured == ["general", "narrow"]
+
+
+def test_members_beside_a_failed_one_are_compared(
+    reported: Path, measured: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing = "members.general.intervention.modules=[nonsense]"
+    assert train.main([str(reported), failing, "compare.sections=[efficiency]"]) == 1
+    folder = reported.parent / "runs" / "pair"
+    assert measured == ["narrow"] and f"report: {folder / 'report.html'}" in capsys.readouterr().err
+    assert [row["name"] for row in tables(folder)["solutions"]["solutions"]] == ["narrow"]
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert "One solution: nothing to compare with" in text
+
+
+def test_there_is_no_page_when_none_is_wanted(reported: Path, measured: list[str]) -> None:
+    folder = reported.parent / "runs" / "pair"
+    for setting in ("compare.sections=[]", "compare=null"):
+        assert train.main([str(reported), setting]) == 0
+        assert not (folder / "report.html").exists() and measured == []
+
+
+def test_a_page_that_fails_leaves_the_runs_finished(
+    reported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RunError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(suite, "compare", fail)
+        assert train.main([str(reported)]) == 1
+    output = capsys.readouterr()
+    assert output.err.endswith("\nThe runs are finished, but their report is not: the disk is full\n")
+    assert "general" in output.out and "Traceback" not in output.err
+    folder = reported.parent / "runs" / "pair"
+    states = [
+        json.loads((folder / name / "manifest.json").read_text())["status"] for name in ("general", "narrow")
+    ]
+    assert states == ["finished", "finished"] and not (folder / "report.html").exists()
+    # What was wrong may be a setting of the comparison: the next one counts, not that of the finished runs.
+    assert train.main([str(reported), "compare.sections=[efficiency]"]) == 0
+    assert set(tables(folder)) == {"efficiency", "solutions"}
 
 
 def test_a_suite_trains_both_and_prints_them_side_by_side(

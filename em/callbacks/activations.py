@@ -15,7 +15,7 @@ from em.datamodules.chat import ChatData
 from em.errors import ConfigError
 from em.files import write_tensors
 from em.hooks import Point, Site
-from em.interventions._direction import METADATA
+from em.interventions.direction import METADATA
 from em.measurements.activations import Moments
 from em.measurements.directions import MeanDifference
 

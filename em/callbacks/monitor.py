@@ -14,7 +14,7 @@ from em.datamodules.chat import ChatData
 from em.datamodules.pairs import Pair
 from em.errors import ConfigError
 from em.hooks import Point, Site
-from em.interventions._direction import Direction
+from em.interventions.direction import Direction
 from em.measurements.margins import PAIR_ROWS
 from em.measurements.monitoring import projections, separation
 from em.stats import Estimate, Floats, Resampling

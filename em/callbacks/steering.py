@@ -13,7 +13,7 @@ from em.datamodules.chat import ChatData
 from em.datamodules.pairs import Pair
 from em.errors import ConfigError, MeasurementError
 from em.interventions import steering as fixed
-from em.interventions._direction import Direction
+from em.interventions.direction import Direction
 from em.measurements.arms import columns
 from em.measurements.steering_effects import Sweep, steering_sweep
 from em.modules.sft import SFTModule

@@ -6,7 +6,7 @@ from em import runs
 from em.datamodules.judged import read_judged
 from em.datamodules.rows import batched
 from em.hooks import Site
-from em.interventions._direction import Direction
+from em.interventions.direction import Direction
 from em.loading import load_tokenizer
 from em.measurements.activations import collect
 from em.measurements.directions import MeanDifference

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from em.comparison.measured import Measured
 from em.files import write_tensors
-from em.interventions._direction import parse_site
+from em.interventions.direction import parse_site
 from em.measurements.activations import Moments
 from em.measurements.efficiency import Efficiency
 from em.measurements.margins import PairLosses

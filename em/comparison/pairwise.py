@@ -10,7 +10,7 @@ from em.comparison.measured import Measured, Panels, block_sites
 from em.comparison.reference import Reference
 from em.comparison.study import Study
 from em.hooks import Site, generator_for
-from em.interventions._direction import Direction
+from em.interventions.direction import Direction
 from em.interventions.update import Update
 from em.measurements.arms import VECTOR
 from em.measurements.directions import Given, MeanDifference, as_direction, cosine_estimate

@@ -12,7 +12,7 @@ from em.datamodules.pairs import Pair, pair_rows
 from em.datamodules.rows import Rows, batched
 from em.datamodules.sources import Example
 from em.hooks import Site, generator_for
-from em.interventions._direction import Direction
+from em.interventions.direction import Direction
 from em.interventions.steering import Steering
 from em.measurements.activations import Moments, collect
 from em.measurements.arms import columns

@@ -4,7 +4,7 @@ from typing import Any
 
 from em.comparison.study import Study
 from em.errors import RunError
-from em.interventions._direction import Direction
+from em.interventions.direction import Direction
 from em.measurements.directions import as_direction
 from em.measurements.trajectory import (
     Frame,

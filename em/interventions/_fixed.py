@@ -15,9 +15,9 @@ from em import hooks
 from em.backbone import Backbone
 from em.errors import AdapterError
 from em.hooks import Point, Site
-from em.interventions._direction import Direction
 from em.interventions._rows import Rows
 from em.interventions.base import WEIGHTS, Intervention, answer_positions, check_record, read_record
+from em.interventions.direction import Direction
 from em.interventions.update import Update
 
 

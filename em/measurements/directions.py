@@ -11,7 +11,7 @@ from torch import Tensor
 
 from em.errors import MeasurementError
 from em.hooks import Point, Site, generator_for
-from em.interventions._direction import Direction
+from em.interventions.direction import Direction
 from em.interventions.update import Update
 from em.measurements.activations import Moments, shared_bags, split_half
 from em.stats import NOTHING, Estimate, Floats, jackknife

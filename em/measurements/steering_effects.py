@@ -12,8 +12,8 @@ from em.backbone import Backbone
 from em.datamodules.pairs import Pair, pair_rows
 from em.errors import MeasurementError
 from em.hooks import generator_for
-from em.interventions._direction import Direction
 from em.interventions.ablation import Ablation
+from em.interventions.direction import Direction
 from em.interventions.steering import Steering
 from em.measurements.margins import PAIR_ROWS, PairLosses, PairPanel
 from em.measurements.panel import run_below

@@ -8,7 +8,7 @@ import torch
 from em import experiment, runs
 from em.config import check
 from em.hooks import Site
-from em.interventions._direction import Direction
+from em.interventions.direction import Direction
 from em.runs import RunDirectory
 from tests.callbacks.logged import logged
 from tests.tiny import tiny_pairs

@@ -12,7 +12,7 @@ from em.datamodules.chat import ChatData
 from em.datamodules.pairs import SIDES, pair_rows
 from em.errors import ConfigError, EmError
 from em.hooks import Site
-from em.interventions._direction import Direction
+from em.interventions.direction import Direction
 from em.measurements.activations import collect
 from em.runs import LoadedRun, RunDirectory
 from tests.callbacks.logged import logged

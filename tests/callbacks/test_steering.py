@@ -6,7 +6,7 @@ import pytest
 from em.datamodules.chat import ChatData
 from em.datamodules.pairs import SIDES, pair_rows
 from em.hooks import Site
-from em.interventions._direction import Direction
+from em.interventions.direction import Direction
 from em.interventions.steering import Steering
 from em.measurements.activations import collect
 from em.measurements.margins import PairPanel

@@ -15,8 +15,8 @@ from em.backbone import Backbone
 from em.config import build
 from em.config.build import kinds, resolve
 from em.hooks import Point, Site, generator_for
-from em.interventions._direction import Direction
 from em.interventions.base import Intervention
+from em.interventions.direction import Direction
 from tests.tiny import randomise, tiny_backbone, token_ids
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from em.backbone import Backbone
 from em.errors import AdapterError, RunError
 from em.hooks import Point, Site, generator_for
-from em.interventions._direction import Direction, parse_site
+from em.interventions.direction import Direction, parse_site
 from tests.interventions.examples import direction
 from tests.tiny import tiny_backbone, tiny_model
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from em.backbone import Backbone
 from em.errors import AdapterError, BackboneError
 from em.hooks import Site, capturing, generator_for
-from em.interventions._direction import Direction
 from em.interventions._fixed import FixedIntervention
 from em.interventions.ablation import Ablation
+from em.interventions.direction import Direction
 from em.interventions.lora import Lora
 from em.interventions.steering import Steering
 from em.interventions.steering_vector import SteeringVector

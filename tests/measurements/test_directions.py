@@ -9,7 +9,7 @@ from torch import Tensor
 
 from em.errors import MeasurementError
 from em.hooks import Site
-from em.interventions._direction import Direction
+from em.interventions.direction import Direction
 from em.interventions.lora import Lora
 from em.interventions.steering_vector import SteeringVector
 from em.interventions.update import Update

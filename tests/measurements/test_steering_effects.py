@@ -10,7 +10,7 @@ import torch
 from em.backbone import Backbone
 from em.errors import AdapterError, MeasurementError
 from em.hooks import Site, editing
-from em.interventions._direction import Direction
+from em.interventions.direction import Direction
 from em.interventions.steering import Steering
 from em.interventions.steering_vector import SteeringVector
 from em.measurements.margins import PairPanel
