@@ -80,7 +80,7 @@ def test_one_direction_tells_published_answers_apart(two_threads: None) -> None:
     """Bad against good medical advice in a model that was trained on neither (arXiv 2506.11618)."""
     began = time.monotonic()
     bad, good = (SourceConfig(path=f"{name}_medical_advice.jsonl.gz") for name in ("bad", "good"))
-    data = DataConfig(pairs={"medical": PairConfig([bad], [good])}, max_length=128, on_long="skip")
+    data = DataConfig(pairs={"medical": PairConfig([bad], [good])}, max_length=160, on_long="skip")
     tokenizer = load_tokenizer(BackboneConfig())
     train_pairs = read_pairs(data, tokenizer, "train", 300)[0]["medical"]
     held_out = read_pairs(data, tokenizer, "held_out", 100)[0]["medical"]
