@@ -282,4 +282,17 @@ def _arms(records: dict[str, RunRecord]) -> dict[str, str]:
         key = json.dumps(plain, sort_keys=True, default=str)
         arm = name.rpartition(" seed ")[0] or name
         arms[name] = known.setdefault(key, name if arm in known.values() else arm)
+    for arm in set(arms.values()):
+        members = [name for name in records if arms[name] == arm]
+        bases = {_without_seed(name, records[name].config.seed) for name in members}
+        base = bases.pop()
+        if len(members) > 1 and not bases and base and base not in arms.values():
+            arms |= dict.fromkeys(members, base)
     return arms
+
+
+def _without_seed(name: str, seed: int) -> str:
+    """`general_0` of seed 0 as `general`; a name that does not end with its seed as nothing."""
+    if not name.endswith(str(seed)):
+        return ""
+    return name.removesuffix(str(seed)).rstrip("_-. ").removesuffix("seed").rstrip("_-. ")

@@ -10,7 +10,7 @@ import pytest
 from em import runs as run_directories
 from em.backbone import Backbone
 from em.comparison.compare import measure_tables
-from em.comparison.study import VECTOR, WEIGHTS, Study, open_study, study_key
+from em.comparison.study import VECTOR, WEIGHTS, Study, _without_seed, open_study, study_key
 from em.config.schema import CompareConfig, DataConfig
 from em.errors import RunError
 from em.loading import load_backbone
@@ -160,3 +160,9 @@ def test_no_training_domain_in_common(folder: Path, runs: Runs, no_backbone: lis
     with pytest.raises(RunError, match=r"share no training domain .*rank1: soup; tents: tent.*domain=…"):
         open_study([runs["rank1"], other])
     assert no_backbone == []
+
+
+def test_replicates_named_after_their_seed_share_a_name_without_it() -> None:
+    assert _without_seed("general_lora_2", 2) == "general_lora"
+    assert _without_seed("general-seed12", 12) == "general"
+    assert _without_seed("rank2-again", 2) == "" and _without_seed("3", 3) == ""
