@@ -41,6 +41,14 @@ class MeasurementError(EmError):
     """A measurement whose inputs cannot give a number, for example an empty group."""
 
 
+class JudgeError(EmError):
+    """A judge that cannot be used at all; one answer that it cannot score is a verdict with a reason."""
+
+
+class GenerationError(EmError):
+    """Answers that cannot be generated, or an endpoint that does not give them."""
+
+
 class Interrupted(EmError):
     """The run was asked to stop and has saved itself.
 
