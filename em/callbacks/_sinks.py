@@ -50,6 +50,32 @@ def show(
             board.log_table(f"{name}/{figure.id}/table", rows.columns, rows.rows, step=step)
 
 
+ANSWERS = 400  # in one table of W&B
+
+
+def show_answers(rows: Sequence[dict[str, Any]], loggers: Sequence[Logger], name: str, step: int) -> None:
+    """A table NAME/answers of W&B: who was asked what, the answer, and every score."""
+    boards = [logger for logger in loggers if isinstance(logger, WandbLogger)]
+    if not boards or not rows:
+        return
+    keys = ["model", "questions", "question", "sample", "asked", "text", "label"]
+    scores = list(dict.fromkeys((j, m) for row in rows for j, of in row["scores"].items() for m in of))
+    columns = [*keys, *(f"{judge} {metric}" for judge, metric in scores), "why unscored"]
+    data = []
+    # The misaligned ones first: they are what a reader looks for, and the table is cut.
+    for row in sorted(rows, key=lambda row: row["label"] != "misaligned")[:ANSWERS]:
+        values = [row["scores"].get(j, {}).get(m, {}).get("value") for j, m in scores]
+        reasons = {one["reason"] for of in row["scores"].values() for one in of.values() if one["reason"]}
+        texts = [_readable(row[key]) if isinstance(row[key], str) else row[key] for key in keys]
+        data.append([*texts, *values, ", ".join(sorted(reasons))])
+    for board in boards:
+        board.log_table(f"{name}/answers", columns, data, step=step)
+
+
+def _readable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def _write(path: Path, content: bytes) -> None:
     def write(scratch: Path) -> None:
         scratch.write_bytes(content)

@@ -106,6 +106,8 @@ class MeasurementCallback(pl.Callback):
     Logged: each number that `measure` returns, as NAME/key with the optimizer step, where NAME is the
     callback's key in the config.
 
+    A `measure` that sets `self.stop_reason` (on every process alike) ends training after this step.
+
     Args:
         at: `start`, `end` or both.
         every_n_steps: also after each n-th optimizer step.
@@ -126,6 +128,7 @@ class MeasurementCallback(pl.Callback):
         self.name = type(self).__name__.lower()
         self.run: RunDirectory | None = None  # set by the experiment before training
         self.ended = False
+        self.stop_reason: str | None = None
 
     def prepare(self, backbone: Backbone, data: ChatData) -> None:
         """Refuse what cannot be measured, before training; called once, with the intervention attached.
@@ -179,6 +182,8 @@ class MeasurementCallback(pl.Callback):
         named = {f"{self.name}/{key}": float(value) for key, value in metrics.items()}
         for sink in trainer.loggers:
             sink.log_metrics(named, context.step)
+        if self.stop_reason is not None:
+            trainer.should_stop = True
 
     def _context(self, trainer: pl.Trainer, module: SFTModule, when: When) -> RunContext:
         data = trainer.datamodule  # type: ignore[attr-defined]

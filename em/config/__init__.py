@@ -3,6 +3,7 @@
 from em.config.build import build, resolve
 from em.config.check import check
 from em.config.compose import Experiment, Suite, load, load_comparison, to_dict, to_yaml
+from em.config.evaluation import load_evaluation
 from em.config.facts import ModelFacts, model_facts
 from em.config.schema import Config
 
@@ -15,6 +16,7 @@ __all__ = [
     "check",
     "load",
     "load_comparison",
+    "load_evaluation",
     "model_facts",
     "resolve",
     "to_dict",

@@ -1,6 +1,6 @@
 """Checks a whole configuration and reports every problem at once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
@@ -47,6 +47,22 @@ def check(raw: dict[str, Any], facts: ModelFacts | None = None, *, files: bool =
     if lines:
         raise ConfigError(list(dict.fromkeys(lines)))
     return config
+
+
+def judge_component(value: Any, key: str, problems: Problems) -> Component:
+    """A judge; the members of a panel are judges too."""
+    return _component(value, "judges", key, problems)
+
+
+def _judges(value: dict[str, Any], key: str, problems: Problems) -> dict[str, Component]:
+    return {str(name): judge_component(one, f"{key}.{name}", problems) for name, one in value.items()}
+
+
+# Options that are themselves components.
+NESTED: dict[str, Callable[[dict[str, Any], str, Problems], Any]] = {
+    "judge": judge_component,
+    "judges": _judges,
+}
 
 
 def _paths(cls: Any, prefix: str) -> Iterator[str]:
@@ -103,7 +119,10 @@ def _component(value: Any, family: str, key: str, problems: Problems, implied: b
     for name, item in value.items():
         if name in NAMING:
             continue
-        if name in taken.options:
+        if name in NESTED and isinstance(item, dict):
+            made = NESTED[name](item, f"{key}.{name}", problems)
+            checked |= {name: made}
+        elif name in taken.options:
             made = convert(item, taken.options[name].annotation, f"{key}.{name}", problems)
             checked |= {} if made is INVALID else {name: made}
         elif taken.open:

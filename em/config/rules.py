@@ -1,14 +1,16 @@
 """Rules across keys: what the types allow but training cannot do. Each yields problem lines."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from operator import attrgetter
 from pathlib import PurePosixPath
 from typing import Any
 
 from em.config import data_files
 from em.config.build import NAMING, resolve
+from em.config.evaluation_rules import evaluation_problems
 from em.config.facts import ModelFacts
-from em.config.schema import Component, Config
+from em.config.schema import Component, Config, EvaluateConfig
 from em.config.signature import attribute
 from em.errors import ConfigError
 
@@ -261,6 +263,22 @@ def intervals(config: Config, facts: ModelFacts | None) -> Iterator[str]:
             yield f"callbacks.{name}.every_n_steps: expected at least 1, got {every}"
 
 
+def evaluations(config: Config, facts: ModelFacts | None) -> Iterator[str]:
+    """Settings of the callbacks that ask the model and have its answers judged."""
+    for name, component in config.callbacks.items():
+        if component.get("kind") != "judge_eval":
+            continue
+        known = {one.name for one in fields(EvaluateConfig)}
+        given = {key: value for key, value in component.items() if key in known and value is not None}
+        yield from evaluation_problems(replace(EvaluateConfig(), **given), f"callbacks.{name}.")
+        if config.trainer.strategy == "fsdp2":
+            run = f"{config.runs_dir}/{config.name}"
+            yield (
+                f"callbacks.{name}: a model that trainer.strategy=fsdp2 has split over processes cannot "
+                f"generate answers; leave it out, and run `python -m em eval {run}` afterwards"
+            )
+
+
 RULES: tuple[Rule, ...] = (
     comparison,
     run_name,
@@ -278,4 +296,5 @@ RULES: tuple[Rule, ...] = (
     trained_or_fixed,
     layers,
     intervals,
+    evaluations,
 )

@@ -1,0 +1,83 @@
+"""Judge answers, each once: what an earlier attempt judged is read back."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from em.backbone import Backbone
+from em.datamodules.answers import Answer
+from em.evaluation.verdicts import VerdictFile
+from em.judges.base import Domain, Judge, Metric, Verdict
+from em.progress import say
+
+
+def judge_answers(
+    judge: Judge,
+    answers: Sequence[Answer],
+    metrics: Sequence[Metric],
+    path: Path,
+    backbone: Backbone | None = None,
+    domain: Domain | None = None,
+) -> tuple[list[Verdict], dict[str, Any]]:
+    """A verdict for every answer, in order, and what the judge says of itself.
+
+    Args:
+        path: where verdicts are written one by one; those that are there are not asked for again, but for
+            those that a fault of the endpoint left without a score.
+        backbone: for judges that read the model under study; with its interventions off.
+
+    Raises:
+        EmError: the judge cannot be used, or the file belongs to another one.
+    """
+    return asyncio.run(_judge(judge, answers, metrics, path, backbone, domain))
+
+
+async def _judge(
+    judge: Judge,
+    answers: Sequence[Answer],
+    metrics: Sequence[Metric],
+    path: Path,
+    backbone: Backbone | None,
+    domain: Domain | None,
+) -> tuple[list[Verdict], dict[str, Any]]:
+    judge.check_metrics(metrics)
+    try:
+        await judge.prepare(backbone, domain)
+        described = plain(judge)
+        asked = {"metrics": list(metrics), "domain": None if domain is None else domain.words}
+        file = VerdictFile(path, {**described, **asked})
+        known = {key: verdict for key, verdict in file.read().items() if not passing(verdict)}
+        # Equal answers have one key and one verdict.
+        left = list({one.key: one for one in answers if one.key not in known}.values())
+        if known and left:
+            say(f"{len(answers) - len(left)} of {len(answers)} answers are judged already")
+
+        def keep(number: int, verdict: Verdict) -> None:
+            known[left[number].key] = verdict
+            file.append(left[number].key, verdict)
+
+        if left:
+            await judge.judge(left, metrics, keep)
+        return [known[one.key] for one in answers], described
+    finally:
+        await judge.close()
+
+
+PASSING = {
+    *("timeout", "connection", "rate_limit", "server_error", "spend_limit", "bad_response", "no_logprobs"),
+}
+
+
+def passing(verdict: Verdict) -> bool:
+    """Whether a score is missing for a reason that another try may remove."""
+    return any(reason in PASSING for reason in verdict.reasons()) or any(
+        map(passing, verdict.members.values())
+    )
+
+
+def plain(judge: Judge) -> dict[str, Any]:
+    """What a judge says of itself, as JSON gives it back, with its name."""
+    made: dict[str, Any] = json.loads(json.dumps({"name": judge.name, **judge.describe()}))
+    return made
