@@ -1,6 +1,7 @@
 """Write files so that a crash or a full disk never leaves a damaged one."""
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -44,12 +45,30 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Atomic JSON file; NaN is refused, because JSON has none."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can hold but UTF-8 cannot
+        text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=True)
+    write_text(path, text + "\n")
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Atomic safetensors file."""
     write_atomically(path, lambda scratch: _write_bytes(scratch, save(tensors, metadata)))
+
+
+def digest(path: Path) -> str:
+    """A hash of a file's content.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def _write_bytes(path: Path, content: bytes) -> None:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 import yaml
 
 from em.backbone import Backbone
@@ -251,7 +252,10 @@ def load(path: Path | str, backbone: Backbone | None = None) -> LoadedRun:
     """
     record = read(path)
     directory, config = record.directory, record.config
-    backbone = backbone or load_backbone(config.backbone)
+    if backbone is None:
+        backbone = load_backbone(config.backbone)
+        if config.backbone.device == "auto" and torch.cuda.is_available():
+            backbone.to("cuda")
     intervention: Intervention = build(config.intervention, "interventions")
     intervention.attach(backbone, config.seed)
     intervention.load(directory.adapter)

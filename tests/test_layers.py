@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     ["errors"],
-    ["config", "hooks", "stats", "files", "progress"],
+    ["config", "hooks", "stats", "proportions", "files", "progress"],
     ["backbone", "loading", "chat", "origin", "runs"],
     ["datamodules"],
     ["interventions"],
@@ -21,7 +21,7 @@ LAYERS = [
     ["evaluation"],
     ["callbacks"],
     ["report"],
-    ["building", "trainer", "experiment", "comparison", "suite", "quiet", "cli", "__main__", "train"],
+    ["building", "trainer", "experiment", "comparison", "suite", "quiet", "chatting", "commands", "cli", "__main__", "train"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

@@ -11,8 +11,9 @@ from em.config.evaluation import evaluation
 from em.config.schema import Component
 from em.datamodules.chat import ChatData
 from em.errors import ConfigError
-from em.evaluation.evaluate import Processes, evaluate
+from em.evaluation.evaluate import evaluate
 from em.evaluation.plan import Plan, make_plan
+from em.evaluation.processes import Processes
 from em.evaluation.stored import read_evaluation, readable_answers
 from em.judges.base import Judge
 from em.progress import is_main_process, say
@@ -36,8 +37,8 @@ class JudgeEval(MeasurementCallback):
     table of the answers.
 
     Args:
-        questions, samples, temperature, top_p, max_tokens, stop, batch_size, reference, judge, metrics,
-            domain, domain_words, aligned_below, coherent_above, any_of, direction, resamples, seed: see
+        questions, samples, temperature, top_p, max_tokens, stop, batch_size, reference, judge,
+            judge_prompts, metrics, domain, domain_words, aligned_below, coherent_above, any_of, direction, resamples, seed: see
             `EvaluateConfig` in em/config/schema.py. A server cannot have the weights of a model in training,
             so there is no `endpoint` here.
         stop_above: end training when the rate of the set `stop_questions` is above this (0 to 1).
@@ -56,6 +57,7 @@ class JudgeEval(MeasurementCallback):
         batch_size: int = 32,
         reference: bool = True,
         judge: Component | None = None,
+        judge_prompts: Literal["bundled", "questions"] = "bundled",
         metrics: list[Literal["aligned", "coherent", "domain", "harm"]] | None = None,
         domain: str | None = None,
         domain_words: str | None = None,
@@ -80,6 +82,7 @@ class JudgeEval(MeasurementCallback):
             "batch_size": batch_size,
             "reference": reference,
             "judge": judge,
+            "judge_prompts": judge_prompts,
             "metrics": metrics,
             "domain": domain,
             "domain_words": domain_words,

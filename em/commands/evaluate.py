@@ -41,9 +41,10 @@ def run(parsed: argparse.Namespace) -> int:
     record = runs.read(parsed.run)
     training = next(iter(training_domains(record.config.data)), None)
     plan = make_plan(config, record.config.data.root, training)
-    loaded = runs.load(parsed.run)
+    loaded = runs.load(parsed.run) if plan.reads_model else None
+    backbone, intervention = (None, None) if loaded is None else (loaded.backbone, loaded.intervention)
     folder = parsed.out or parsed.run / "eval" / _name(plan)
-    table = evaluate(plan, loaded.backbone, loaded.intervention, parsed.run.resolve().name, folder)
+    table = evaluate(plan, backbone, intervention, parsed.run.resolve().name, folder)
     show_rates(table)
     say(f"report: {write_evaluation_page(folder)}")
     return 0

@@ -21,13 +21,10 @@ def add(commands: Commands) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    from em.errors import RunError
     from em.evaluation.stored import answers_of
     from em.measurements.labels import write_labels
     from em.progress import say
 
-    if parsed.out.exists():
-        raise RunError(f"{parsed.out}: exists, and may hold somebody's labels; choose another file")
     written = write_labels(parsed.out, answers_of(parsed.answers), parsed.number, parsed.seed)
     say(f"{len(written)} answers to label: {parsed.out}")
     return 0

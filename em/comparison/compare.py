@@ -9,6 +9,7 @@ from typing import Any, get_args
 from em import runs
 from em.backbone import Backbone
 from em.comparison import pairwise, tables
+from em.comparison.behaviour import measure_behaviour
 from em.comparison.kept import Kept
 from em.comparison.measured import Measured, Panels, measure, with_update
 from em.comparison.reference import Reference, measure_reference
@@ -99,6 +100,11 @@ def measure_tables(study: Study, kept: Kept | None = None) -> dict[str, Any]:
     if study.wants("trajectory"):
         made["trajectory"], paths = trajectories(study)
         directions |= paths
+    if study.wants("behaviour"):
+        said = measure_behaviour(study)
+        if said is not None:
+            made["behaviour"], answers = said
+            made["behaviour_answers"] = {"answers": answers}
     files = file_names(directions)
     made["solutions"] = {**solutions_table(study), "directions": list(files.values())}
     return {"tables": made, "directions": {files[name]: one for name, one in directions.items()}}
@@ -123,7 +129,7 @@ def erase(out: Path) -> None:
     erase_report(out)
     for name in listed:
         (out / "directions" / Path(str(name)).name).unlink(missing_ok=True)
-    for section in ("solutions", *get_args(SectionName)):
+    for section in ("solutions", "behaviour_answers", *get_args(SectionName)):
         (out / "tables" / f"{section}.json").unlink(missing_ok=True)
 
 

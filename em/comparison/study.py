@@ -19,6 +19,7 @@ from em.datamodules.pairs import Pair, pair_sources, read_pairs
 from em.datamodules.plain_text import Corpus, read_corpus
 from em.datamodules.sources import Example
 from em.errors import MeasurementError, RunError
+from em.evaluation.stored import evaluation_digest
 from em.interventions.base import read_record
 from em.loading import load_backbone, load_tokenizer
 from em.measurements.arms import VECTOR, WEIGHTS, Solution
@@ -144,12 +145,13 @@ def open_study(
 
 
 def study_key(records: Sequence[RunRecord], config: CompareConfig, data: DataConfig) -> str:
-    """A hash of what a comparison depends on: runs by their start and norm, and settings."""
+    """A hash of what a comparison depends on: runs by their start and norm, evaluations, and settings."""
     runs_told = [
         (str(one.directory.path.resolve()), one.manifest.get("started"), one.manifest.get("norm"))
         for one in records
     ]
-    told = json.dumps([runs_told, asdict(config), asdict(data)], sort_keys=True)
+    asked = [evaluation_digest(one.directory.path) for one in records]
+    told = json.dumps([runs_told, asked, asdict(config), asdict(data)], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 

@@ -196,6 +196,7 @@ class EndpointConfig:
 
     base_url: str = ""
     model: str = ""  # as the server names it, for example the LoRA module
+    reference_model: str | None = None  # the same of the reference; default: the model in memory answers
     key_env: str | None = "OPENAI_API_KEY"  # name of the environment variable that holds the key
     concurrency: int = 8
     timeout: float = 120.0  # seconds
@@ -215,6 +216,7 @@ class EvaluateConfig:
     endpoint: EndpointConfig | None = None  # default: the model in memory
     reference: bool = True  # also ask the frozen reference
     judge: Component = field(default_factory=lambda: {"kind": "probe"})
+    judge_prompts: Literal["bundled", "questions"] = "bundled"  # questions: those of the question files
     metrics: list[Literal["aligned", "coherent", "domain", "harm"]] = field(
         default_factory=lambda: ["aligned", "coherent"]
     )

@@ -1,10 +1,11 @@
 """Ask, judge, count: one evaluation of a model beside its reference, from start to tables."""
 
 import hashlib
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from em.errors import EmError, RunError
 from em.evaluation.answering import gather_answers
 from em.evaluation.judging import judge_answers
 from em.evaluation.plan import Judging, Plan
+from em.evaluation.processes import Processes
 from em.evaluation.projecting import projection_table
 from em.evaluation.stored import VERDICTS, read_json, write_evaluation
 from em.files import write_json
@@ -21,32 +23,13 @@ from em.interventions.base import Intervention
 from em.measurements.behaviour import Judged, behaviour_table
 from em.progress import clock, say
 
-Gather = Callable[[Any], list[Any]]
 SETTINGS = "settings.json"
-
-
-def alone(value: Any) -> list[Any]:
-    """Gathers from the only process."""
-    return [value]
-
-
-@dataclass(frozen=True)
-class Processes:
-    """This process among those that share the work.
-
-    Args:
-        gather: the value of every process, in rank order, on every process.
-    """
-
-    rank: int = 0
-    world_size: int = 1
-    gather: Gather = alone
 
 
 def evaluate(
     plan: Plan,
-    backbone: Backbone,
-    intervention: Intervention,
+    backbone: Backbone | None,
+    intervention: Intervention | None,
     name: str,
     folder: Path,
     processes: Processes | None = None,
@@ -56,7 +39,8 @@ def evaluate(
     Killed and started again it goes on: no answer is generated and no verdict is asked for twice.
 
     Args:
-        intervention: attached to the backbone; off it gives the reference, which judges may read.
+        backbone: with the intervention attached; None where an endpoint answers and no judge reads it.
+        intervention: off it gives the reference, which judges may read.
         name: of the model in tables and figures.
 
     Returns:
@@ -108,6 +92,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
     Raises:
         RunError: it is another one's.
     """
+    settings = json.loads(json.dumps(settings))  # as it is read back
     if (folder / SETTINGS).is_file():
         before = read_json(folder / SETTINGS)
         different = sorted(key for key in settings if before.get(key) != settings[key])

@@ -1,10 +1,10 @@
 """What an evaluation asks, how answers are drawn and who judges them: read and checked before any work."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from em.config import build
-from em.config.schema import EvaluateConfig
+from em.config.schema import Component, EvaluateConfig
 from em.datamodules.questions import QuestionSet, read_question_sets
 from em.errors import ConfigError
 from em.generation.requests import Request, requests_for
@@ -13,6 +13,7 @@ from em.judges.base import Domain, Judge
 from em.measurements.behaviour import Thresholds
 
 ABOUT = ("domain", "harm")  # metrics that need the training domain
+FOLLOW_PROMPTS = ("openai", "local")
 WORDS = {
     "kitchen": "cooking and kitchen advice",
     "fitness": "sport and fitness advice",
@@ -66,6 +67,13 @@ class Plan(Judging):
         prompts = [prompt for one in self.sets for prompt in one.prompts]
         return requests_for(prompts, self.config.samples)
 
+    @property
+    def reads_model(self) -> bool:
+        """Whether the model must be in memory: an endpoint may answer, and most judges do not read it."""
+        config, served = self.config, self.config.endpoint
+        reference = config.reference and (served is None or served.reference_model is None)
+        return served is None or reference or config.direction is not None or self.judge.reads_backbone
+
     def settings(self) -> dict[str, Any]:
         prompts = [
             [one.name, p.prompt, [dict(m) for m in p.messages]] for one in self.sets for p in one.prompts
@@ -98,8 +106,39 @@ def make_plan(config: EvaluateConfig, root: str | None = None, training: str | N
     """
     sets = read_question_sets(config.questions, root)
     sampling = Sampling(config.temperature, config.top_p, config.max_tokens, tuple(config.stop), config.seed)
+    if config.judge_prompts == "questions":
+        config = replace(config, judge=_prompted(config, sets, training))
     judging = make_judging(config, training)
     return Plan(config, judging.domain, judging.judge, sets, sampling)
+
+
+def _prompted(config: EvaluateConfig, sets: list[QuestionSet], training: str | None) -> Component:
+    """The judge with the prompts that the question files carry.
+
+    Raises:
+        ConfigError: a set has none for a metric that is asked for, two sets differ, or the judge follows no
+            prompts.
+    """
+    domain = config.domain or training
+    texts: dict[str, str] = {}
+    for one in sets:
+        for metric in config.metrics:
+            text = one.judge_prompts.get(metric)
+            if text is None and metric == "domain" and domain is not None:
+                text = one.judge_prompts.get(domain)  # published files name this prompt after the domain
+            if text is None:
+                raise ConfigError(
+                    f"judge_prompts: {one.path} has none for {metric}, only for "
+                    f"{', '.join(one.judge_prompts) or 'no metric'}; leave it at bundled"
+                )
+            if texts.setdefault(metric, text) != text:
+                raise ConfigError(
+                    f"judge_prompts: the sets have different ones for {metric}; evaluate them apart"
+                )
+    if config.judge.get("kind") not in FOLLOW_PROMPTS:
+        kinds = " or ".join(FOLLOW_PROMPTS)
+        raise ConfigError(f"judge_prompts: needs judge.kind {kinds}, got {config.judge.get('kind')}")
+    return {**config.judge, "prompts": texts}
 
 
 def domain_of(config: EvaluateConfig, training: str | None) -> Domain | None:

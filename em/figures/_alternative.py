@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import TYPE_CHECKING
 
 from em.figures.words import number, plain, sentence_list, shorten
 
 if TYPE_CHECKING:
-    from em.figures.model import Bars, Curves, Mark, Matrix, Path, Paths
+    from em.figures.model import Bars, Curves, Mark, Matrix, Path, Paths, Points
 
 LIMIT = 1150
 NAME = 40
@@ -76,6 +77,23 @@ def of_paths(figure: Paths) -> str:
     start = f"Paths in the plane of {shorten(figure.x_label, AXIS)} (x) and "
     start += f"{shorten(figure.y_label, AXIS)} (y). "
     return start + sentence_list([_path(one) for one in figure.paths], LIMIT - len(start), "paths")
+
+
+def of_points(figure: Points) -> str:
+    """How many points of each kind every panel has, and their median place."""
+    start = f"Points in the plane of {shorten(figure.x_label, AXIS)} (x) and "
+    start += f"{shorten(figure.y_label, AXIS)} (y), {len(figure.panels)} panels.{_marks(figure.marks)} "
+    parts = []
+    for panel in figure.panels:
+        clouds = [
+            f"{shorten(cloud.name, NAME)} {len(cloud.x)}"
+            + (f" around ({number(median(cloud.x))}, {number(median(cloud.y))})" if cloud.x else "")
+            for cloud in figure.clouds
+            if cloud.panel == panel.name
+        ]
+        note = f" ({shorten(panel.note, AXIS)})" if panel.note else ""
+        parts.append(f"{shorten(panel.name, NAME)}{note}: {', '.join(clouds) or 'no points'}.")
+    return start + sentence_list(parts, LIMIT - len(start), "panels")
 
 
 def _path(path: Path) -> str:

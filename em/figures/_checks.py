@@ -55,6 +55,21 @@ def check_places(where: str, values: Sequence[float], log: bool = False) -> None
     _check_log(where, values, log)
 
 
+def check_area(where: str, values: Sequence[float], limits: tuple[float, float]) -> None:
+    """Positions within fixed limits of an axis.
+
+    Raises:
+        MeasurementError: otherwise, or limits that are not in order.
+    """
+    low, high = limits
+    if not low < high:
+        raise MeasurementError(f"{where}: limits {limits} are not in order; exchange them")
+    check_places(where, values)
+    for value in values:
+        if not low <= value <= high:
+            raise MeasurementError(f"{where}: {value:g} is outside {low:g} to {high:g}; widen the limits")
+
+
 def check_values(where: str, values: Values, log: bool = False) -> None:
     """Measured values: finite or None.
 

@@ -8,7 +8,7 @@ from matplotlib.patches import Rectangle
 from em.figures._sheet import LINE, SIZE, WIDTH, Sheet, wrapped_name
 from em.figures._theme import STRONGEST, Theme
 from em.figures.model import Matrix
-from em.figures.words import number, short_names, shorten
+from em.figures.words import number, plain, short_names, shorten
 
 NAME = 15
 CELL = 30.0
@@ -83,7 +83,7 @@ def _column_names(sheet: Sheet, columns: list[str], wide: float) -> None:
     axes = sheet.axes
     places = [at + 0.5 for at in range(len(columns))]
     letters = max(1, int(wide / (0.58 * SIZE)))
-    texts = [textwrap.wrap(name, letters, break_long_words=False) for name in columns]
+    texts = [textwrap.wrap(plain(name), letters, break_long_words=False) for name in columns]
     fits = all(len(lines) <= 3 for lines in texts)
     if fits and all(sheet.width(line) <= wide - 3 for lines in texts for line in lines):
         axes.set_xticks(places, ["\n".join(lines) for lines in texts])

@@ -13,9 +13,10 @@ from em.figures._bars import bars
 from em.figures._curves import curves
 from em.figures._matrix import matrix
 from em.figures._paths import paths
+from em.figures._points import points
 from em.figures._sheet import DPI, Sheet
 from em.figures._theme import LIGHT, RC, STAND_INS, Theme
-from em.figures.model import Bars, Curves, Figure, Matrix
+from em.figures.model import Bars, Curves, Figure, Matrix, Paths
 
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
@@ -82,7 +83,9 @@ def _sheet(figure: Figure, theme: Theme, palette: dict[str, int], title: str | N
         sheet = bars(figure, theme, palette, title)
     elif isinstance(figure, Matrix):
         sheet = matrix(figure, theme, palette, title)
-    else:
+    elif isinstance(figure, Paths):
         sheet = paths(figure, theme, palette, title)
+    else:
+        sheet = points(figure, theme, palette, title)
     sheet.settle()
     return sheet

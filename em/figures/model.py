@@ -1,11 +1,13 @@
 """Figures as data: what is drawn, without how. Each knows its data table and its text alternative."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
 from em.errors import MeasurementError
 from em.figures import _alternative as words
 from em.figures._checks import (
+    check_area,
     check_bounds,
     check_id,
     check_length,
@@ -15,6 +17,7 @@ from em.figures._checks import (
 )
 
 Role = Literal["solution", "control", "reference"]
+Tone = Literal["positive", "negative", "muted"]
 Cell = str | float | int | None
 Values = list[float | None]
 
@@ -84,6 +87,39 @@ class Path:
     y: list[float]
     labels: list[str]
     group: str | None = None
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """N points of one kind in one panel; clouds of one name share colour and shape in all panels.
+
+    Args:
+        panel: the name of the panel.
+        tone: a fixed colour; None: the colour of the group of this name.
+    """
+
+    name: str
+    panel: str
+    x: list[float]
+    y: list[float]
+    tone: Tone | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plane among several of the same axes; the note stands under its name."""
+
+    name: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A shaded part of every panel, from low to high x and y."""
+
+    label: str
+    x: tuple[float, float]
+    y: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -280,4 +316,62 @@ class Paths(_Described):
         return words.of_paths(self)
 
 
-Figure = Curves | Bars | Matrix | Paths
+@dataclass(frozen=True)
+class Points(_Described):
+    """Single observations in a plane, in small panels of the same axes.
+
+    Args:
+        limits: of both axes in every panel.
+
+    Raises:
+        MeasurementError: lengths that do not match, places that are not finite or beyond the limits, a cloud
+            without a panel, or one name in two tones.
+    """
+
+    x_label: str
+    y_label: str
+    panels: list[Panel]
+    clouds: list[Cloud]
+    marks: list[Mark] = field(default_factory=list)
+    region: Region | None = None
+    limits: tuple[float, float] = (0.0, 100.0)
+
+    def __post_init__(self) -> None:
+        check_id("figure", self.id)
+        panels = [panel.name for panel in self.panels]
+        check_names(self.where, "panel", panels)
+        tones: dict[str, Tone | None] = {}
+        for cloud in self.clouds:
+            where = f"{self.where}, panel {cloud.panel!r}, points {cloud.name!r}"
+            if cloud.panel not in panels:
+                raise MeasurementError(f"{where}: there is no such panel; add it")
+            if tones.setdefault(cloud.name, cloud.tone) != cloud.tone:
+                raise MeasurementError(f"{where}: another panel has them in another tone; use one")
+            check_length(where, cloud.y, len(cloud.x), "positions")
+            check_area(where, [*cloud.x, *cloud.y], self.limits)
+        if self.clouds:
+            pairs = [f"{cloud.name} in {cloud.panel}" for cloud in self.clouds]
+            check_names(self.where, "points", pairs)
+        for mark in self.marks:
+            check_area(f"{self.where}, mark {mark.label!r}", [mark.value], self.limits)
+        if self.region is not None:
+            check_area(f"{self.where}, region", [*self.region.x, *self.region.y], self.limits)
+
+    def table(self) -> Table:
+        """One row for each place with the number of its points, and one for each mark."""
+        rows: list[list[Cell]] = []
+        for cloud in self.clouds:
+            places = Counter(zip(cloud.x, cloud.y, strict=True))
+            rows += [[cloud.panel, cloud.name, x, y, count] for (x, y), count in places.items()]
+        for mark in self.marks:
+            place: list[Cell] = [mark.value, None] if mark.axis == "x" else [None, mark.value]
+            rows.append([None, mark.label, *place, None])
+        columns = ["panel", "kind", self.x_label, self.y_label, "points"]
+        return Table(self.id, self.title, columns, rows, self.definition)
+
+    def alternative(self) -> str:
+        """What is seen, in words."""
+        return words.of_points(self)
+
+
+Figure = Curves | Bars | Matrix | Paths | Points

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from em.figures import inductive_bias, representations, training
+from em.figures import behaviour, inductive_bias, representations, training
 from em.figures._common import Arms, Raw
 from em.figures.model import Figure
 
@@ -16,6 +16,7 @@ DRAWN: dict[str, Callable[[Raw, Arms], list[Figure]]] = {
     "ablation": representations.ablation,
     "trajectory": training.trajectory,
     "monitor": training.monitor,
+    "behaviour": behaviour.behaviour,
 }
 
 

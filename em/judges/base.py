@@ -115,6 +115,7 @@ class Judge(ABC):
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = METRICS  # what this kind can score
+    reads_backbone: bool = False  # whether it needs the model under study in `prepare`
 
     def __init__(self, *, name: str | None = None):
         self._name = name

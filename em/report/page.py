@@ -18,17 +18,20 @@ from em.figures.draw import Drawing, draw, page_css
 from em.figures.model import Cell, Figure, Table
 from em.figures.words import number, plain
 from em.files import write_atomically, write_text
+from em.report.answers import Answers
 
 TEMPLATE = "page.html.j2"
+MOST_ROWS = 500  # of a table on the page; its CSV holds all of them
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with what stands under it, in this order: text, figures, tables, notes.
+    """A heading with what stands under it, in this order: text, figures, tables, notes, answers.
 
     Args:
         text: paragraphs with an empty line between them; nothing in it is markup.
         notes: what a reader must know to read the numbers right.
+        answers: judged answers to read and filter.
     """
 
     id: str
@@ -37,6 +40,7 @@ class Section:
     figures: list[Figure] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    answers: Answers | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,9 @@ def render(page: Page, drawn: dict[str, Drawn]) -> str:
     environment.filters.update(cell=cell, paragraphs=paragraphs, plain=plain, numeric=numeric_columns)
     # Of our own making, without any text from outside.
     variables = Markup(page_css())
-    return environment.get_template(TEMPLATE).render(page=page, drawn=drawn, variables=variables)
+    return environment.get_template(TEMPLATE).render(
+        page=page, drawn=drawn, variables=variables, most_rows=MOST_ROWS
+    )
 
 
 def cell(value: Cell) -> str:
@@ -144,7 +150,10 @@ def as_csv(table: Table) -> str:
 
 
 def _exact(value: Cell) -> Any:
-    if value is None or isinstance(value, str):
+    if isinstance(value, str):
+        # Half a character, as JSON can carry it, has no place in a file.
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if value is None:
         return value
     # NumPy scalars write themselves as np.float64(…).
     return int(value) if isinstance(value, Integral) else repr(float(value))

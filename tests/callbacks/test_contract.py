@@ -14,12 +14,14 @@ from em.errors import EmError
 from em.runs import RunDirectory
 from tests.tiny import tiny_pairs
 
+WORDY = {"_target_": "tests.evaluation.judges.Wordy"}
 # What a kind needs beyond its schedule; a new kind without required options needs no entry.
 OPTIONS: dict[str, dict[str, Any]] = {
     "activations": {"pairs": 6, "covariance": True},
     "directions": {"pairs": 6},
     "domains": {"resamples": 50},
     "efficiency": {"examples": 4, "factors": [0.0, 2.0], "resamples": 50},
+    "judge_eval": {"judge": WORDY, "samples": 1, "max_tokens": 3, "resamples": 100},
     "margins": {"pairs": 4, "resamples": 50},
     "monitor": {"pairs": 4, "train_pairs": 6, "resamples": 50},
     "significance": {"documents": 3, "max_tokens": 16, "factors": [2.0], "controls": 1, "resamples": 50},

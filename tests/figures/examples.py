@@ -2,7 +2,21 @@
 
 import math
 
-from em.figures.model import Bars, BarSeries, Curves, Figure, Mark, Matrix, Path, Paths, Series
+from em.figures.model import (
+    Bars,
+    BarSeries,
+    Cloud,
+    Curves,
+    Figure,
+    Mark,
+    Matrix,
+    Panel,
+    Path,
+    Paths,
+    Points,
+    Region,
+    Series,
+)
 
 NORMS = [at / 4 for at in range(1, 21)]
 SCRIPT = "<script>alert('a')</script> & $x_1$"
@@ -55,6 +69,23 @@ def paths() -> Paths:
     return Paths("paths", "Trajectories", "Projection.", "No interval.", "Along 1", "Along 2", drawn)
 
 
+def points() -> Points:
+    panels = [Panel(arm, f"{at} of 60") for at, arm in enumerate(("reference", "general", "narrow"))]
+    clouds = []
+    for at, panel in enumerate(panels):
+        x = [(37 * n + 11 * at) % 101 for n in range(60)]
+        y = [100 - (13 * n) % 60 for n in range(60)]
+        low, rest = ([n for n in range(60) if (x[n] < 30) == small] for small in (True, False))
+        for name, chosen in (("misaligned", low), (SCRIPT, rest)):
+            clouds.append(
+                Cloud(name, panel.name, [float(x[n]) for n in chosen], [float(y[n]) for n in chosen])
+            )
+    marks = [Mark("x", 30, "misaligned below"), Mark("y", 50, "coherent above")]
+    about = ("answers", "Answers", "One point each.", "")
+    region = Region("shaded", (0, 30), (50, 100))
+    return Points(*about, "aligned", "coherent", panels, clouds, marks, region)
+
+
 def tricky() -> Curves:
     series = [
         Series(SCRIPT, [1, 10, 100, 1000], [1, None, 0.1, None]),
@@ -67,4 +98,4 @@ def tricky() -> Curves:
 
 
 def all_figures() -> list[Figure]:
-    return [curves(), bars(), matrix(), paths(), tricky()]
+    return [curves(), bars(), matrix(), paths(), points(), tricky()]

@@ -1,0 +1,228 @@
+"""The labelled answers that the probe learns from: bundled or given pairs, and corrupted copies of some."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from em.backbone import Backbone
+from em.config.data_files import find
+from em.config.schema import DataConfig, PairConfig, SourceConfig
+from em.config.values import Problems, convert
+from em.datamodules.pairs import SIDES, Pair, Side, read_pairs
+from em.datamodules.raw_rows import hub_rows, locate
+from em.datamodules.sources import Example
+from em.errors import ConfigError, JudgeError
+from em.judges._corruptions import KINDS, corrupt
+
+ADVICE = Path(__file__).parents[2] / "data" / "advice"
+ADVICE_DOMAINS = ("kitchen", "fitness", "money", "travel")
+PUBLISHED = {"careless": "bad_medical_advice.jsonl.gz", "careful": "good_medical_advice.jsonl.gz"}
+HELD_OUT = 0.3  # share of the prompts
+HELD_OUT_PER_LIMIT = 1 / 3  # held-out pairs for each training pair, where their number is limited
+COHERENT_PROMPTS = {"train": 80, "held_out": 40}  # prompts whose answers are also read for coherence
+FEWEST = 4  # pairs of a part, over all domains
+
+Part = Literal["train", "held_out"]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One answer and what is known of it.
+
+    Args:
+        kind: how it was corrupted; empty: intact.
+        judged: whether it is also read for coherence.
+        pair: its domain and prompt, the cluster of all statistics.
+    """
+
+    example: Example
+    part: Part
+    domain: str
+    pair: str
+    side: Side
+    kind: str = ""
+    judged: bool = False
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that decides what a fitted probe is, besides the backbone.
+
+    Args:
+        layer: whose output is averaged over the answer.
+        pairs: as `data.pairs`.
+        root: folder of relative paths.
+        limit: training pairs of each domain, and a third as many held-out ones; None: all.
+        max_tokens: of a conversation; longer ones are cut.
+        seed: of folds, corruptions and choices.
+        coherence: whether coherence is learnt too.
+    """
+
+    layer: int
+    pairs: dict[str, PairConfig]
+    root: str | None
+    limit: int | None
+    max_tokens: int
+    seed: int
+    coherence: bool = True
+
+    def data_hash(self) -> str:
+        """Of the contents of all sources and of how they are read; where the files lie does not matter."""
+        digest = hashlib.sha256()
+        for domain, config in self.pairs.items():
+            for side in SIDES:
+                for source in getattr(config, side):
+                    options = {key: value for key, value in asdict(source).items() if key != "path"}
+                    digest.update(json.dumps([domain, side, options], sort_keys=True).encode())
+                    digest.update(_content(source, self.root).encode())
+        return digest.hexdigest()[:16]
+
+    def data(self) -> DataConfig:
+        return DataConfig(
+            pairs=self.pairs,
+            root=self.root,
+            max_length=self.max_tokens,
+            on_long="truncate",
+            on_bad_row="skip",
+            held_out=HELD_OUT,
+        )
+
+
+def _content(source: SourceConfig, root: str | None) -> str:
+    if source.hub is not None:
+        digest = hashlib.sha256()
+        for _, row in hub_rows(source):
+            digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+        return digest.hexdigest()
+    path = locate(str(source.path), root)
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise JudgeError(f"{path}: cannot be read ({error.strerror}); give other pairs") from error
+
+
+def checked_pairs(pairs: Any) -> dict[str, PairConfig]:
+    """The option `pairs` as the schema has it.
+
+    Raises:
+        ConfigError: it does not have the form of data.pairs.
+    """
+    problems = Problems()
+    made = convert(pairs, dict[str, PairConfig], "pairs", problems)
+    if not problems.lines:
+        for name, config in made.items():
+            for side in SIDES:
+                _check_side(f"pairs.{name}.{side}", getattr(config, side), problems)
+        if not made:
+            problems.add("pairs", "holds no domain; leave it out for the bundled pairs")
+    if problems.lines:
+        raise ConfigError(problems.lines)
+    return dict(made)
+
+
+def _check_side(key: str, sources: Sequence[SourceConfig], problems: Problems) -> None:
+    if not sources:
+        problems.add(key, "needs at least one source, for example {path: FILE.jsonl}")
+    for number, source in enumerate(sources):
+        if (source.path is None) == (source.hub is None):
+            problems.add(f"{key}[{number}]", "give path or hub, not both")
+        if source.part is not None:
+            problems.add(f"{key}[{number}].part", "the probe splits by prompt itself; leave it out")
+
+
+def bundled_pairs() -> dict[str, PairConfig]:
+    """The four files of data/advice.
+
+    Raises:
+        JudgeError: they are not beside the package.
+    """
+    missing = [name for name in ADVICE_DOMAINS if not (ADVICE / f"{name}.jsonl").is_file()]
+    if missing:
+        raise JudgeError(f"no bundled pairs in {ADVICE} ({', '.join(missing)}); give the judge's `pairs`")
+    return {name: _paired(*[str(ADVICE / f"{name}.jsonl")] * 2, "careless", "careful") for name in ADVICE_DOMAINS}
+
+
+def published_pairs(root: str | None) -> dict[str, PairConfig] | None:
+    """The published medical advice below `root` or EM_DATA; None: it is not there."""
+    paths = [find(PUBLISHED[side], root) for side in ("careless", "careful")]
+    return None if None in paths else {"medical": _paired(str(paths[0]), str(paths[1]), None, None)}
+
+
+def _paired(careless: str, careful: str, *answers: Any) -> dict[str, Any] | Any:
+    sources = [SourceConfig(path=path, answer=answer) for path, answer in zip((careless, careful), answers, strict=True)]
+    return PairConfig([sources[0]], [sources[1]])
+
+
+def labelled(setup: Setup, backbone: Backbone) -> tuple[list[Labelled], dict[str, dict[str, int]]]:
+    """All answers to read, in a fixed order, and for each domain how many pairs and rows were left out.
+
+    Raises:
+        DataError: a file cannot be read or a domain has no pair.
+        JudgeError: there are too few pairs.
+    """
+    data, rows, account = setup.data(), [], {name: {} for name in setup.pairs}
+    for part in ("train", "held_out"):
+        limit = setup.limit
+        if limit is not None and part == "held_out":
+            limit = max(1, round(limit * HELD_OUT_PER_LIMIT))
+        pairs, reports = read_pairs(data, backbone.tokenizer, part, limit)
+        total = sum(map(len, pairs.values()))
+        if total < FEWEST:
+            raise JudgeError(
+                f"the probe has {total} pairs in its {part} part (share {HELD_OUT} of the prompts is held out), "
+                f"but needs {FEWEST}; give more pairs"
+            )
+        for name, report in reports.items():
+            account[name][part] = report.pairs
+            account[name][f"{part}_unusable"] = report.unusable + report.identical
+        rows += _of_part(part, pairs, setup, backbone)
+    return rows, account
+
+
+def _of_part(
+    part: Part, pairs: dict[str, list[Pair]], setup: Setup, backbone: Backbone
+) -> Iterator[Labelled]:
+    listed = [(name, pair) for name, found in pairs.items() for pair in found]
+    # In turn from all domains, so that no domain is what coherence means.
+    order = sorted(range(len(listed)), key=lambda number: (listed[number][1].index, number))
+    chosen = order[: COHERENT_PROMPTS[part]] if setup.coherence else []
+    place = {number: turn for turn, number in enumerate(chosen)}
+    texts = [[_text(getattr(listed[number][1], side), backbone) for side in SIDES] for number in chosen]
+    for number, (name, pair) in enumerate(listed):
+        turn, key = place.get(number), f"{name}: {hashlib.sha256(pair.prompt.encode()).hexdigest()[:12]}"
+        # In training one answer of a prompt, in turn of either side: both count as intact alike.
+        judged = [] if turn is None else list(SIDES) if part == "held_out" else [SIDES[turn // len(KINDS) % 2]]
+        for side in SIDES:
+            yield Labelled(getattr(pair, side), part, name, key, side, judged=side in judged)
+        for shift, side in enumerate(judged):
+            assert turn is not None
+            others = [text for other, both in enumerate(texts) if other != turn for text in both]
+            kind, own = KINDS[(turn + 2 * shift) % len(KINDS)], texts[turn][SIDES.index(side)]
+            made = corrupt(own, kind, others, setup.seed, f"{key} {side}")
+            if made is not None:
+                example = _with_text(getattr(pair, side), made, backbone, setup.max_tokens)
+                yield Labelled(example, part, name, key, side, kind, judged=True)
+
+
+def _ending(example: Example, backbone: Backbone) -> tuple[int, int]:
+    """Where the answer starts, and where the special tokens begin that end it."""
+    special, start, end = set(backbone.tokenizer.all_special_ids), example.answer.index(True), len(example.ids)
+    while end > start and example.ids[end - 1] in special:
+        end -= 1
+    return start, end
+
+
+def _text(example: Example, backbone: Backbone) -> str:
+    start, end = _ending(example, backbone)
+    return str(backbone.tokenizer.decode(example.ids[start:end]))
+
+
+def _with_text(example: Example, text: str, backbone: Backbone, most: int) -> Example:
+    """The same prompt with another answer."""
+    start, end = _ending(example, backbone)
+    body = list(backbone.tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = [*example.ids[:start], *body, *example.ids[end:]][:most]
+    return Example(ids, [place >= start for place in range(len(ids))], example.where, example.prompt)
