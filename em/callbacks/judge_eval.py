@@ -38,9 +38,9 @@ class JudgeEval(MeasurementCallback):
 
     Args:
         questions, samples, temperature, top_p, max_tokens, stop, batch_size, reference, judge,
-            judge_prompts, metrics, domain, domain_words, aligned_below, coherent_above, any_of, direction, resamples, seed: see
-            `EvaluateConfig` in em/config/schema.py. A server cannot have the weights of a model in training,
-            so there is no `endpoint` here.
+            judge_prompts, metrics, domain, domain_words, aligned_below, coherent_above, any_of, direction,
+            resamples, seed: see `EvaluateConfig` in em/config/schema.py. A server cannot have the weights of
+            a model in training, so there is no `endpoint` here.
         stop_above: end training when the rate of the set `stop_questions` is above this (0 to 1).
         stop_questions: default: the first set.
     """

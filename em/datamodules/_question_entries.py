@@ -90,10 +90,10 @@ def _top(top: Any, problems: list[str]) -> tuple[list[Any], str | None]:
 
 def _entry(row: Any, place: str, problems: list[str]) -> Entry | None:
     if not isinstance(row, dict):
-        problems.append(f"{place}: expected a mapping with id, type and paraphrases, got {_kind(row)}")
+        problems.append(f"{place}: expected a mapping with id and paraphrases, got {_kind(row)}")
         return None
     _refuse_unknown(row, KEYS, f"{place}: ", problems)
-    for key in ("id", "type", "paraphrases"):
+    for key in ("id", "paraphrases"):
         if key not in row:
             problems.append(f"{place}: {key} is missing")
     name = _id(row["id"], place, problems) if "id" in row else None

@@ -159,8 +159,8 @@ class Caller:
                 # For every later call too: else the limit would choose short answers.
                 self._spent = True
                 say(
-                    f"judge {self._name}: the spend limit is reached after {self.budget.tokens:,} tokens; the answers "
-                    "that are left stay unscored. Raise the limit and run the same command: it goes on"
+                    f"judge {self._name}: the spend limit is reached after {self.budget.tokens:,} tokens; the "
+                    "answers that are left stay unscored. Raise it and run the same command: it goes on"
                 )
                 break
             await self._settled.wait()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from em.backbone import Backbone
+from em.chat import encode
 from em.config.data_files import find
 from em.config.schema import DataConfig, PairConfig, SourceConfig
 from em.config.values import Problems, convert
@@ -25,7 +26,8 @@ HELD_OUT_PER_LIMIT = 1 / 3  # held-out pairs for each training pair, where their
 COHERENT_PROMPTS = {"train": 80, "held_out": 40}  # prompts whose answers are also read for coherence
 FEWEST = 4  # pairs of a part, over all domains
 
-Part = Literal["train", "held_out"]
+Part = Literal["train", "held_out", "anchor"]
+LEARNT: tuple[Literal["train", "held_out"], ...] = ("train", "held_out")
 
 
 @dataclass(frozen=True)
@@ -142,18 +144,22 @@ def bundled_pairs() -> dict[str, PairConfig]:
     missing = [name for name in ADVICE_DOMAINS if not (ADVICE / f"{name}.jsonl").is_file()]
     if missing:
         raise JudgeError(f"no bundled pairs in {ADVICE} ({', '.join(missing)}); give the judge's `pairs`")
-    return {name: _paired(*[str(ADVICE / f"{name}.jsonl")] * 2, "careless", "careful") for name in ADVICE_DOMAINS}
+    found = {}
+    for name in ADVICE_DOMAINS:
+        path = str(ADVICE / f"{name}.jsonl")
+        careless, careful = (SourceConfig(path=path, answer=side) for side in ("careless", "careful"))
+        found[name] = PairConfig([careless], [careful])
+    return found
 
 
 def published_pairs(root: str | None) -> dict[str, PairConfig] | None:
     """The published medical advice below `root` or EM_DATA; None: it is not there."""
-    paths = [find(PUBLISHED[side], root) for side in ("careless", "careful")]
-    return None if None in paths else {"medical": _paired(str(paths[0]), str(paths[1]), None, None)}
+    careless, careful = (find(PUBLISHED[side], root) for side in ("careless", "careful"))
+    if careless is None or careful is None:
+        return None
+    return {"medical": PairConfig([SourceConfig(path=str(careless))], [SourceConfig(path=str(careful))])}
 
 
-def _paired(careless: str, careful: str, *answers: Any) -> dict[str, Any] | Any:
-    sources = [SourceConfig(path=path, answer=answer) for path, answer in zip((careless, careful), answers, strict=True)]
-    return PairConfig([sources[0]], [sources[1]])
 
 
 def labelled(setup: Setup, backbone: Backbone) -> tuple[list[Labelled], dict[str, dict[str, int]]]:
@@ -163,8 +169,10 @@ def labelled(setup: Setup, backbone: Backbone) -> tuple[list[Labelled], dict[str
         DataError: a file cannot be read or a domain has no pair.
         JudgeError: there are too few pairs.
     """
-    data, rows, account = setup.data(), [], {name: {} for name in setup.pairs}
-    for part in ("train", "held_out"):
+    data = setup.data()
+    account: dict[str, dict[str, int]] = {name: {} for name in setup.pairs}
+    rows = [Labelled(anchor_example(backbone), "anchor", "", "", "careful")]
+    for part in LEARNT:
         limit = setup.limit
         if limit is not None and part == "held_out":
             limit = max(1, round(limit * HELD_OUT_PER_LIMIT))
@@ -182,8 +190,29 @@ def labelled(setup: Setup, backbone: Backbone) -> tuple[list[Labelled], dict[str
     return rows, account
 
 
+def anchor_example(backbone: Backbone) -> Example:
+    """A fixed answer that shows whether the model is the same as when the probe was fitted."""
+    said = [{"role": "user", "content": "What is the capital of France?"}]
+    said.append({"role": "assistant", "content": "The capital of France is Paris, a large city on the Seine."})
+    encoded = encode(backbone.tokenizer, said)
+    return Example(encoded.ids, encoded.answer, "", "")
+
+
+def as_text(turn: dict[str, str], backbone: Backbone) -> dict[str, str]:
+    """The turn with the tokenizer's special tokens broken up, so that they are text like any other.
+
+    An answer that imitates the chat template is read to its end instead of being refused.
+    """
+    tokenizer: Any = backbone.tokenizer
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    content = str(turn["content"])
+    for mark in sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True):
+        content = content.replace(mark, f"{mark[:1]}\u200b{mark[1:]}")
+    return {**turn, "content": content}
+
+
 def _of_part(
-    part: Part, pairs: dict[str, list[Pair]], setup: Setup, backbone: Backbone
+    part: Literal["train", "held_out"], pairs: dict[str, list[Pair]], setup: Setup, backbone: Backbone
 ) -> Iterator[Labelled]:
     listed = [(name, pair) for name, found in pairs.items() for pair in found]
     # In turn from all domains, so that no domain is what coherence means.
@@ -198,7 +227,8 @@ def _of_part(
         for side in SIDES:
             yield Labelled(getattr(pair, side), part, name, key, side, judged=side in judged)
         for shift, side in enumerate(judged):
-            assert turn is not None
+            if turn is None or not all(getattr(pair, side).answer[getattr(pair, side).answer.index(True) :]):
+                continue  # of several turns, which a copy would run together
             others = [text for other, both in enumerate(texts) if other != turn for text in both]
             kind, own = KINDS[(turn + 2 * shift) % len(KINDS)], texts[turn][SIDES.index(side)]
             made = corrupt(own, kind, others, setup.seed, f"{key} {side}")

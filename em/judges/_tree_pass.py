@@ -10,7 +10,7 @@ from em.backbone import Backbone
 from em.errors import JudgeError
 from em.judges._trie import Reading, Trie
 
-TOLERANCE = 0.02  # of a probability, between the tree and a plain pass; bfloat16 stays below it
+TOLERANCE = 0.1  # of the spread of logits, between the tree and a plain pass; bfloat16 is off by 0.02
 
 
 class TreePass:
@@ -63,10 +63,10 @@ class TreePass:
         """
         deepest = max(range(len(self.trie.depths)), key=lambda at: self.trie.depths[at])
         ids_BT = torch.tensor([[*prompt, *self.trie.path(deepest + 1)]], device=self.backbone.device)
-        plain_V = self.backbone.logits(self.backbone.trunk(ids_BT)[0, -1:])[0].softmax(-1)
+        plain_V = self.backbone.logits(self.backbone.trunk(ids_BT)[0, -1:])[0]
         hidden_BTD, width = self._hidden([prompt])
-        tree_V = self.backbone.logits(hidden_BTD[0, width + deepest][None])[0].softmax(-1)
-        if not bool((plain_V - tree_V).abs().max() < TOLERANCE):
+        tree_V = self.backbone.logits(hidden_BTD[0, width + deepest][None])[0]
+        if not bool((plain_V - tree_V).std() <= TOLERANCE * plain_V.std()):
             raise JudgeError(
                 f"{self.name}: its attention does not take a mask of its own, so its probabilities cannot "
                 "be read; use another model as judge"

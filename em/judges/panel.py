@@ -17,7 +17,6 @@ from em.judges.base import Domain, Done, Judge, Metric, Score, Verdict, ignore
 from em.judges.sentinels import Cached
 
 
-
 @runtime_checkable
 class InProcess(Protocol):
     """A judge that computes on this machine; a panel asks one such judge at a time."""

@@ -20,17 +20,23 @@ from em.datamodules.sources import Example
 from em.errors import ConfigError, DataError, JudgeError
 from em.chat import encode
 from em.judges import card
-from em.judges._logistic import Logistic
-from em.judges._probe_data import Setup, bundled_pairs, checked_pairs, published_pairs
+from em.judges._probe_data import Setup, anchor_example, as_text, bundled_pairs, checked_pairs, published_pairs
 from em.judges._probe_features import Readings, read_batches
 from em.judges._probe_fit import Fitted, fitted
 from em.judges.base import Domain, Done, Judge, Metric, Score, Verdict, ignore, unscored
 from em.loading import cache_folder, load_backbone
-from em.progress import say
 
 METHOD = "probe"
 DRIFT = 0.25  # standard deviations of a feature; rounding in bfloat16 is a tenth of it
 PUBLISHED_PAIRS = 300
+
+
+class _Unreadable(Exception):
+    """An answer that gets no number; `reason` is one of `em.judges.base.REASONS`."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(detail)
+        self.reason = reason
 
 
 class Probe(Judge):
@@ -116,6 +122,7 @@ class Probe(Judge):
         assert self._backbone is not None
         setup = self._setup(self._backbone)
         self._fitted = fitted(setup, self._backbone, self._folder(), self._size)
+        self._check_reference()
 
     def _setup(self, backbone: Backbone) -> Setup:
         layer = backbone.num_layers // 2 if self._layer is None else self._layer
@@ -177,7 +184,7 @@ class Probe(Judge):
         self.check_metrics(metrics)
         assert self._backbone is not None
         self._check_reference()
-        verdicts: list[Verdict | None] = [None] * len(answers)
+        verdicts: dict[int, Verdict] = {}
         readable: list[tuple[int, Example, str]] = []
         for number, answer in enumerate(answers):
             try:
@@ -195,7 +202,7 @@ class Probe(Judge):
                 verdicts[number] = Verdict(self.name, found)
                 done(number, verdicts[number])
             await asyncio.sleep(0)  # a panel's other judges wait for their endpoints meanwhile
-        return verdicts
+        return [verdicts[number] for number in range(len(answers))]
 
     def _scores(self, readings: Readings, metrics: Sequence[Metric]) -> dict[Metric, Any]:
         models, found = self.fitted.models, {}
@@ -206,3 +213,74 @@ class Probe(Judge):
             features_ND = readings.signs_NK if of_signs else readings.hidden_ND.astype(float)
             found[metric] = 100 * models[name].probabilities(features_ND)
         return found
+
+    def _encoded(self, answer: Answer) -> tuple[Example, str]:
+        """The conversation with the answer as the only marked turn, cut to what is read, and what was done.
+
+        Raises:
+            _Unreadable: the answer is empty, does not fit, or cannot be put into the chat template.
+        """
+        assert self._backbone is not None
+        if not answer.text.strip():
+            raise _Unreadable("empty")
+        turns: list[Message] = [*answer.messages, {"role": "assistant", "content": answer.text}]
+        notes = []
+        plain = [as_text(turn, self._backbone) if turn.get("role") == "assistant" else turn for turn in turns]
+        if plain != turns:
+            notes.append("special tokens of the model in it were read as plain text")
+        try:
+            encoded = encode(self._backbone.tokenizer, plain)
+        except DataError as error:
+            raise _Unreadable("bad_response", f"cannot be put into the chat template: {error}") from error
+        last = max(place for place, inside in enumerate(encoded.answer) if inside) + 1
+        start = last
+        while start > 0 and encoded.answer[start - 1]:
+            start -= 1
+        if start >= self._max_tokens:
+            problem = f"the question alone has {start} tokens, more than max_tokens = {self._max_tokens}"
+            raise _Unreadable("too_long", problem)
+        end = min(last, self._max_tokens)
+        if end < last:
+            notes.append(f"only the first {end - start} of {last - start} tokens were read")
+        mask = [place >= start for place in range(end)]
+        return Example(encoded.ids[:end], mask, "", answer.prompt), "; ".join(notes)
+
+    def _check_reference(self) -> None:
+        """Refuse a model that answers differently from the one that was fitted.
+
+        Raises:
+            JudgeError: it does.
+        """
+        assert self._backbone is not None
+        anchor, layer = self.fitted.table.where(part="anchor"), int(self.fitted.facts["layer"])
+        (_, now), = read_batches(self._backbone, [anchor_example(self._backbone)], layer, 1, likelihood=False)
+        scale = self.fitted.models["aligned"].scale_D
+        drift = float(np.sqrt((((now.hidden_ND - anchor.hidden_ND) / scale) ** 2).mean()))
+        if not drift < DRIFT:
+            raise JudgeError(
+                f"{self.name}: {self._backbone.name} does not compute what it did when the probe was fitted; call "
+                "prepare and judge inside intervention.disabled(), and if the probe was fitted with an "
+                f"intervention on, delete {self._folder()}"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """What the probe is and how well it did on held-out pairs."""
+        described: dict[str, Any] = {
+            "kind": "probe",
+            "name": self.name,
+            "method": METHOD,
+            "layer": self._layer,
+            "limit": self._limit,
+            "max_tokens": self._max_tokens,
+            "seed": self._seed,
+        }
+        if self._fitted is not None:
+            facts = self._fitted.facts
+            described |= {key: facts[key] for key in ("version", "layer", "data", "pairs")}
+            described |= {"model": facts["backbone"]["model"], "fingerprint": facts["backbone"]["fingerprint"]}
+            described |= card.headline(self._fitted)
+        return described
+
+    async def close(self) -> None:
+        """Give back the model that `prepare` loaded itself."""
+        self._own = self._backbone = self._fitted = None

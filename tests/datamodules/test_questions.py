@@ -433,7 +433,7 @@ def test_two_sets_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 def test_all_problems_of_all_sets_are_in_one_error(tmp_path: Path) -> None:
-    bad = written(tmp_path, entry(type=..., paraphrases=[]))
+    bad = written(tmp_path, entry(id=..., paraphrases=[]))
     with pytest.raises(DataError) as caught:
         read_question_sets(["opne", bad, "open", "open+xml", "open"])
     heads = ["no question set opne", bad, bad, "open+xml: unknown variant", "2 question sets are called open"]
@@ -460,7 +460,7 @@ def test_every_problem_of_a_file_is_named_with_its_entry(tmp_path: Path) -> None
         "entry 2: type: expected free_form_judge_0_100 or free_form, got 'ranking'",
         "entry 2: paraphrases: expected a list of one text or more, got an empty list",
         "entry 2: system: expected text, got a list",
-        "entry 3: expected a mapping with id, type and paraphrases, got text",
+        "entry 3: expected a mapping with id and paraphrases, got text",
         "entry 4: id: expected text, got a number; put it in quotes",
         "entry 4: paraphrases[0]: expected text, got true or false; put it in quotes",
         "entry 4: paraphrases[1]: is empty",

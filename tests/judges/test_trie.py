@@ -1,6 +1,5 @@
 """The tree of numbers, against a plain forward pass for every single path."""
 
-import itertools
 import math
 from typing import Any
 
@@ -49,9 +48,10 @@ def sentence_piece(joined: bool, layout: str = "mistral") -> PreTrainedTokenizer
     vocabulary = {token: number for number, token in enumerate([*named, *letters, *bytes_, *extra])}
     merges = [("▁", text[1]) for text in extra]
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex("(?=▁)"), behavior="isolated")
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="never", split=False)
-    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     return finished(backend, layout)
 
 
@@ -105,25 +105,23 @@ def brute_force(backbone: Backbone, prompt: list[int], leads: tuple[str, ...]) -
     parts = {t: s for t, s in says.items() if s and set(s) <= set("0123456789 ") and "<" not in pieces[t]}
     digits = [token for token, text in says.items() if text[:1].isdigit() and text[:1].isascii()]
     wanted = {lead + number: int(number) for lead in leads for number in NUMBERS}
-    paths = [((), "")]
+    starts = {one[:end] for one in wanted for end in range(len(one) + 1)}
     found = dict.fromkeys(range(101), 0.0)
-
-    @torch.inference_mode()
-    def after(path: tuple[int, ...]) -> torch.Tensor:
-        ids_BT = torch.tensor([[*prompt, *path]])
-        return backbone.model(input_ids=ids_BT, use_cache=False).logits[0, -1].double().softmax(-1)
-
-    known: dict[tuple[int, ...], tuple[float, torch.Tensor]] = {(): (1.0, after(()))}
-    for path, text in paths:
-        for token, more in parts.items():
-            if not any(one.startswith(text + more) for one in wanted):
-                continue
-            longer = (*path, token)
-            chance = known[path][0] * float(known[path][1][token])
-            known[longer] = (chance, after(longer))
-            paths.append((longer, text + more))
-            if text + more in wanted:
-                found[wanted[text + more]] += chance * (1 - float(known[longer][1][digits].sum()))
+    level = [((), "", 1.0)]
+    while level:  # all paths of one length are rows of one plain pass, without padding and without a mask
+        ids_BT = torch.tensor([[*prompt, *path] for path, _, _ in level])
+        with torch.inference_mode():
+            next_BV = backbone.model(input_ids=ids_BT, use_cache=False).logits[:, -1].double().softmax(-1)
+        longer = []
+        for (path, text, chance), next_V in zip(level, next_BV, strict=True):
+            if text in wanted:
+                found[wanted[text]] += chance * (1 - float(next_V[digits].sum()))
+            longer += [
+                ((*path, token), text + more, chance * float(next_V[token]))
+                for token, more in parts.items()
+                if text + more in starts
+            ]
+        level = longer
     return found
 
 
@@ -134,7 +132,7 @@ def test_the_tree_is_brute_force(name):
     trie = build_trie(made, "tiny")
     prompt = prompt_ids(made, [{"role": "user", "content": "rate it"}])
     (reading,) = TreePass(backbone, trie, "tiny").read([prompt])
-    spaced = any("piece" in name or "space" in name for _ in (0,))
+    spaced = "piece" in name or "space" in name
     expected = brute_force(backbone, prompt, ("", " ") if spaced else ("",))
     assert reading.numbers.tolist() == pytest.approx(list(expected.values()), abs=1e-6, rel=1e-4)
     assert sum(expected.values()) > 0
@@ -195,7 +193,9 @@ def test_words_have_the_probability_of_their_tokens():
     for end, token in enumerate(path):
         logits_NV[trie.find(path[:end]), token] = 60.0 if end else math.log(399)
     reading = trie.read(logits_NV)
-    assert reading.words["REFUSAL"] == pytest.approx(0.5, abs=1e-3)  # the first token is as likely as all else
+    assert reading.words["REFUSAL"] == pytest.approx(
+        0.5, abs=1e-3
+    )  # the first token is as likely as all else
     assert reading.words["CODE"] < 1e-5 and float(reading.numbers.sum()) < 0.02
 
 
@@ -208,7 +208,7 @@ def test_families_windows_and_padding_read_alike(family):
     tree = TreePass(backbone, build_trie(made, family), family)
     texts = ["rate it", "rate this one, which is quite a bit longer", "?"]
     prompts = [prompt_ids(made, [{"role": "user", "content": text}]) for text in texts]
-    assert max(map(len, prompts)) > 40 > min(map(len, prompts))
+    assert max(map(len, prompts)) > 20 + min(map(len, prompts)) > 16
     readings = tree.read(prompts)
     paths = [made(text, add_special_tokens=False)["input_ids"] for text in ("4", "47", "10", "100")]
     for prompt, reading in zip(prompts, readings, strict=True):
@@ -298,4 +298,4 @@ def test_ancestors_are_the_path_to_the_root():
     for place in range(1, len(trie.tokens) + 1):
         above = {trie.find(trie.path(place)[:end]) for end in range(1, len(trie.path(place)) + 1)}
         assert {at + 1 for at in torch.nonzero(seen_MM[place - 1]).flatten().tolist()} == above
-    assert all(a < b for a, b in itertools.pairwise([0, 1])) and trie.parents[0] == 0
+    assert all(parent < place for place, parent in enumerate(trie.parents, 1))
