@@ -4,14 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONF ?= conf/quickstart.yaml
 ARGS ?=
+RUN ?=
 RUNS ?=
 
-.PHONY: help setup train compare report test check format clean
+.PHONY: help setup train compare report eval chat judge-card test check format clean
 
 help:
 	@echo "make train CONF=conf/quickstart.yaml [ARGS=\"key=value ...\"]   train an experiment or a suite"
 	@echo "make compare RUNS=\"runs/a runs/b\" [ARGS=\"--out DIR draws=20\"]   measure runs side by side on one page"
 	@echo "make report RUNS=runs/quickstart                             draw that page again from its tables"
+	@echo "make eval RUN=runs/a [ARGS=\"samples=20 judge.kind=local\"]      ask a run questions and have the answers judged"
+	@echo "make chat RUN=runs/a                                         talk to a run beside its reference"
+	@echo "make judge-card                                              held-out figures of the embedded judge"
 	@echo "make test                                                    run all tests"
 	@echo "make check                                                   format, lint, types, layers"
 	@echo "make clean                                                   remove .venv and caches, not runs/"
@@ -40,6 +44,17 @@ compare: $(VENV)/.installed
 report: $(VENV)/.installed
 	@test -n "$(RUNS)" || { echo 'name the comparison: make report RUNS=runs/quickstart'; exit 2; }
 	@$(BIN)/python -m em report $(RUNS)
+
+eval: $(VENV)/.installed
+	@test -n "$(RUN)" || { echo 'name the run: make eval RUN=runs/a'; exit 2; }
+	@$(BIN)/python -m em eval $(RUN) $(ARGS)
+
+chat: $(VENV)/.installed
+	@test -n "$(RUN)" || { echo 'name the run: make chat RUN=runs/a'; exit 2; }
+	@$(BIN)/python -m em chat $(RUN) $(ARGS)
+
+judge-card: $(VENV)/.installed
+	@$(BIN)/python -m em judge-card $(ARGS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(ARGS)

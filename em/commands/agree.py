@@ -65,9 +65,10 @@ def _raters(paths: list[Path]) -> tuple[dict[str, dict[str, "Verdict"]], dict[st
     if not answers:
         raise RunError("give at least one folder that `em eval` or `em judge` wrote, for its answers")
     for path in tables:
-        labels = read_labels(path, list(answers.values()))
+        name = _unused(path.stem, path, ratings)
+        labels = read_labels(path, list(answers.values()), name)
         say(f"{path}: {labels.account}")
-        ratings[_unused(path.stem, path, ratings)] = labels.ratings
+        ratings[name] = labels.ratings
     return ratings, answers
 
 

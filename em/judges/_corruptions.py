@@ -55,7 +55,7 @@ def _replaced(words: Words, foreign: Sequence[Words], draw: Draw) -> Words:
     changed = draw.permutation(len(words))[: max(1, round(REPLACED_SHARE * len(words)))]
     made = list(words)
     for place in changed:
-        other = foreign[draw.integers(len(foreign))]
+        other = _one(foreign, draw)
         made[place] = other[draw.integers(len(other))]
     return made
 
@@ -70,12 +70,16 @@ def _looped(words: Words, foreign: Sequence[Words], draw: Draw) -> Words:
     return made
 
 
+def _one(foreign: Sequence[Words], draw: Draw) -> Words:
+    return foreign[int(draw.integers(len(foreign)))]
+
+
 def _exchanged(words: Words, foreign: Sequence[Words], draw: Draw) -> Words:
-    return list(foreign[draw.integers(len(foreign))])
+    return list(_one(foreign, draw))
 
 
 def _glued(words: Words, foreign: Sequence[Words], draw: Draw) -> Words:
-    other = foreign[draw.integers(len(foreign))]
+    other = _one(foreign, draw)
     cut, start = (int(draw.integers(len(one) // 4, len(one) - len(one) // 4)) for one in (words, other))
     return words[: max(1, cut)] + other[start:]
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from em.backbone import Backbone
-from em.chat import encode
 from em.config.data_files import find
 from em.config.schema import DataConfig, PairConfig, SourceConfig
 from em.config.values import Problems, convert
@@ -17,6 +16,7 @@ from em.datamodules.raw_rows import hub_rows, locate
 from em.datamodules.sources import Example
 from em.errors import ConfigError, JudgeError
 from em.judges._corruptions import KINDS, corrupt
+from em.judges._probe_answers import anchor_example
 
 ADVICE = Path(__file__).parents[2] / "data" / "advice"
 ADVICE_DOMAINS = ("kitchen", "fitness", "money", "travel")
@@ -160,8 +160,6 @@ def published_pairs(root: str | None) -> dict[str, PairConfig] | None:
     return {"medical": PairConfig([SourceConfig(path=str(careless))], [SourceConfig(path=str(careful))])}
 
 
-
-
 def labelled(setup: Setup, backbone: Backbone) -> tuple[list[Labelled], dict[str, dict[str, int]]]:
     """All answers to read, in a fixed order, and for each domain how many pairs and rows were left out.
 
@@ -180,35 +178,14 @@ def labelled(setup: Setup, backbone: Backbone) -> tuple[list[Labelled], dict[str
         total = sum(map(len, pairs.values()))
         if total < FEWEST:
             raise JudgeError(
-                f"the probe has {total} pairs in its {part} part (share {HELD_OUT} of the prompts is held out), "
-                f"but needs {FEWEST}; give more pairs"
+                f"the probe has {total} pairs in its {part} part, but needs {FEWEST} (it holds out a share of "
+                f"{HELD_OUT} of the prompts); give more pairs"
             )
         for name, report in reports.items():
             account[name][part] = report.pairs
             account[name][f"{part}_unusable"] = report.unusable + report.identical
         rows += _of_part(part, pairs, setup, backbone)
     return rows, account
-
-
-def anchor_example(backbone: Backbone) -> Example:
-    """A fixed answer that shows whether the model is the same as when the probe was fitted."""
-    said = [{"role": "user", "content": "What is the capital of France?"}]
-    said.append({"role": "assistant", "content": "The capital of France is Paris, a large city on the Seine."})
-    encoded = encode(backbone.tokenizer, said)
-    return Example(encoded.ids, encoded.answer, "", "")
-
-
-def as_text(turn: dict[str, str], backbone: Backbone) -> dict[str, str]:
-    """The turn with the tokenizer's special tokens broken up, so that they are text like any other.
-
-    An answer that imitates the chat template is read to its end instead of being refused.
-    """
-    tokenizer: Any = backbone.tokenizer
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    content = str(turn["content"])
-    for mark in sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True):
-        content = content.replace(mark, f"{mark[:1]}\u200b{mark[1:]}")
-    return {**turn, "content": content}
 
 
 def _of_part(
@@ -223,11 +200,13 @@ def _of_part(
     for number, (name, pair) in enumerate(listed):
         turn, key = place.get(number), f"{name}: {hashlib.sha256(pair.prompt.encode()).hexdigest()[:12]}"
         # In training one answer of a prompt, in turn of either side: both count as intact alike.
-        judged = [] if turn is None else list(SIDES) if part == "held_out" else [SIDES[turn // len(KINDS) % 2]]
+        judged = (
+            [] if turn is None else list(SIDES) if part == "held_out" else [SIDES[turn // len(KINDS) % 2]]
+        )
         for side in SIDES:
             yield Labelled(getattr(pair, side), part, name, key, side, judged=side in judged)
         for shift, side in enumerate(judged):
-            if turn is None or not all(getattr(pair, side).answer[getattr(pair, side).answer.index(True) :]):
+            if turn is None or not _one_turn(getattr(pair, side)):
                 continue  # of several turns, which a copy would run together
             others = [text for other, both in enumerate(texts) if other != turn for text in both]
             kind, own = KINDS[(turn + 2 * shift) % len(KINDS)], texts[turn][SIDES.index(side)]
@@ -237,22 +216,29 @@ def _of_part(
                 yield Labelled(example, part, name, key, side, kind, judged=True)
 
 
-def _ending(example: Example, backbone: Backbone) -> tuple[int, int]:
-    """Where the answer starts, and where the special tokens begin that end it."""
-    special, start, end = set(backbone.tokenizer.all_special_ids), example.answer.index(True), len(example.ids)
+def _span(example: Example, backbone: Backbone) -> tuple[int, int, int]:
+    """Where the answer starts, where the special tokens begin that end it, and where it ends."""
+    special, start = set(backbone.tokenizer.all_special_ids), example.answer.index(True)
+    last = len(example.answer) - example.answer[::-1].index(True)
+    end = last
     while end > start and example.ids[end - 1] in special:
         end -= 1
-    return start, end
+    return start, end, last
+
+
+def _one_turn(example: Example) -> bool:
+    start = example.answer.index(True)
+    return sum(example.answer) == len(example.answer) - example.answer[::-1].index(True) - start
 
 
 def _text(example: Example, backbone: Backbone) -> str:
-    start, end = _ending(example, backbone)
+    start, end, _ = _span(example, backbone)
     return str(backbone.tokenizer.decode(example.ids[start:end]))
 
 
 def _with_text(example: Example, text: str, backbone: Backbone, most: int) -> Example:
     """The same prompt with another answer."""
-    start, end = _ending(example, backbone)
+    start, end, last = _span(example, backbone)
     body = list(backbone.tokenizer(text, add_special_tokens=False)["input_ids"])
-    ids = [*example.ids[:start], *body, *example.ids[end:]][:most]
+    ids = [*example.ids[:start], *body, *example.ids[end:last]][:most]
     return Example(ids, [place >= start for place in range(len(ids))], example.where, example.prompt)

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -36,7 +37,7 @@ class Readings:
         signs_NK: the features of `SIGNS`; NaN where likelihoods were not wanted.
     """
 
-    hidden_ND: Floats
+    hidden_ND: NDArray[np.float32]
     signs_NK: Floats
 
     def __len__(self) -> int:

@@ -44,8 +44,12 @@ class Table:
         chosen = [
             number
             for number, row in enumerate(self.rows)
-            if all(row[key] in value if isinstance(value, tuple) else row[key] == value for key, value in wanted.items())
+            if all(_fits(row[key], value) for key, value in wanted.items())
         ]
+        return self.take(chosen)
+
+    def take(self, chosen: list[int]) -> "Table":
+        """Some rows, in this order."""
         readings = Readings(self.readings.hidden_ND[chosen], self.readings.signs_NK[chosen])
         return Table(readings, [self.rows[number] for number in chosen])
 
@@ -62,6 +66,10 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    return value in wanted if isinstance(wanted, tuple) else bool(value == wanted)
 
 
 @dataclass(frozen=True)
@@ -91,8 +99,8 @@ def fitted(setup: Setup, backbone: Backbone, folder: Path, size: int) -> Fitted:
         _save(made, place)
     except RunError as error:
         say(
-            f"probe: cannot be kept in {place} ({error.__cause__ or error}), so the next start fits it again; "
-            "set the judge's `cache`, or EM_CACHE, to a folder that can be written"
+            f"probe: cannot be kept in {place} ({error.__cause__ or error}), so the next start fits it "
+            "again; set the judge's `cache`, or EM_CACHE, to a folder that can be written"
         )
     return made
 
@@ -109,7 +117,9 @@ def key(setup: Setup, backbone: Backbone) -> str:
 def _fitted(setup: Setup, backbone: Backbone, size: int) -> Fitted:
     began = time.monotonic()
     answers, account = labelled(setup, backbone)
-    left_out = sum(count for counts in account.values() for name, count in counts.items() if "unusable" in name)
+    left_out = sum(
+        count for counts in account.values() for name, count in counts.items() if "unusable" in name
+    )
     if left_out:
         say(f"probe: {left_out} pairs left out, because an answer cannot be encoded or both are the same")
     table = _read(answers, setup, backbone, size)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.stats import spearmanr
 
+from em.judges._card_text import card_text
 from em.judges._corruptions import KINDS
 from em.judges._logistic import Problem
 from em.judges._probe_fit import Fitted, Table
@@ -13,9 +14,9 @@ from em.stats import NOTHING, Estimate, Floats, Resampling, auroc, paired_auroc
 if TYPE_CHECKING:
     from em.judges.probe import Probe
 
+__all__ = ["calibration_error", "card_text", "headline", "judge_card"]
 BINS = 10  # of the calibration error
 MATCHED = 0.1  # most difference in tokens, of the longer answer
-Table_ = dict[str, Any]
 
 
 def judge_card(probe: "Probe") -> dict[str, Any]:
@@ -46,7 +47,9 @@ def judge_card(probe: "Probe") -> dict[str, Any]:
         "aligned": {
             **_aligned(held, scores_N),
             "by_domain": {
-                name: _separation(held.where(domain=name), scores_N[held.flags("domain", name) == 1]).as_dict()
+                name: _separation(
+                    held.where(domain=name), scores_N[held.flags("domain", name) == 1]
+                ).as_dict()
                 for name in facts["pairs"]
             },
             "other_domains": _left_out(fitted),
@@ -119,13 +122,13 @@ def _length(held: Table, scores_N: Floats) -> dict[str, Any]:
     tokens_N = np.array(held.column("tokens"), dtype=float)
     careful_P, careless_P = _sides(held, tokens_N)
     close_P = np.abs(careful_P - careless_P) <= MATCHED * np.maximum(careful_P, careless_P)
-    pairs = [pair for pair, close in zip(held.where(side="careful").column("pair"), close_P, strict=True) if close]
-    chosen = np.array([row["pair"] in set(pairs) for row in held.rows], dtype=bool)
-    matched = held.where(pair=tuple(pairs))
+    # The answers of a pair follow each other.
+    chosen_N = np.flatnonzero(np.repeat(close_P, 2))
+    matched = held.take(chosen_N.tolist())
     constant = np.ptp(tokens_N) == 0 or np.ptp(scores_N) == 0
     return {
         "auroc_of_length": _separation(held, tokens_N).as_dict(),
-        "matched": _separation(matched, scores_N[chosen]).as_dict(pairs=len(pairs)),
+        "matched": _separation(matched, scores_N[chosen_N]).as_dict(pairs=len(matched) // 2),
         "rank_correlation": None if constant else float(spearmanr(tokens_N, scores_N).statistic),
     }
 
@@ -164,7 +167,10 @@ def _domains(fitted: Fitted, held: Table) -> dict[str, float]:
     """AUROC of each domain against the others, over held-out answers of both kinds."""
     found = {}
     for name in fitted.domains():
-        scores_N, about_N = fitted.models[f"domain {name}"].probabilities(held.hidden_ND), held.flags("domain", name)
+        scores_N, about_N = (
+            fitted.models[f"domain {name}"].probabilities(held.hidden_ND),
+            held.flags("domain", name),
+        )
         found[name] = auroc(scores_N[about_N == 1], scores_N[about_N == 0])
     return found
 

@@ -126,6 +126,7 @@ class Local(Judge):
             if not metrics or not answer.text.strip():
                 verdicts[position] = unscored(self.name, metrics, "empty", METHOD)
                 done(position, verdicts[position])
+        self._check_prompts(metrics, tree)
         rows = []
         for row in self._rows(answers, metrics, tree):
             if len(row.ids) <= self._limit:
@@ -182,6 +183,16 @@ class Local(Judge):
             for metric in dict.fromkeys(metrics) if answer.text.strip() else ():
                 text = defused(self.prompts[metric].render(answer, self.domain), tokenizer)
                 yield _Row(position, metric, prompt_ids(tokenizer, [{"role": "user", "content": text}]))
+
+    def _check_prompts(self, metrics: Sequence[Metric], tree: TreePass) -> None:
+        """Refuse prompts that leave no room for an answer."""
+        for row in self._rows([Answer(({"role": "user", "content": "?"},), "?")], metrics, tree):
+            if len(row.ids) > self._limit:
+                raise JudgeError(
+                    f"{self.name}: its prompt for {row.metric} takes {len(row.ids)} tokens without an answer, "
+                    f"and at most {self._limit} can be read; raise max_tokens, give a shorter prompt in "
+                    "prompts, or use a model with a longer context"
+                )
 
     def _score(self, metric: Metric, reading: Reading) -> Score:
         mass = float(reading.numbers.sum())

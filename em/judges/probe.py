@@ -15,12 +15,12 @@ import numpy as np
 
 from em.backbone import Backbone
 from em.config.schema import BackboneConfig
-from em.datamodules.answers import Answer, Message
+from em.datamodules.answers import Answer
 from em.datamodules.sources import Example
-from em.errors import ConfigError, DataError, JudgeError
-from em.chat import encode
+from em.errors import ConfigError, JudgeError
 from em.judges import card
-from em.judges._probe_data import Setup, anchor_example, as_text, bundled_pairs, checked_pairs, published_pairs
+from em.judges._probe_answers import Unreadable, anchor_example, encoded
+from em.judges._probe_data import Setup, bundled_pairs, checked_pairs, published_pairs
 from em.judges._probe_features import Readings, read_batches
 from em.judges._probe_fit import Fitted, fitted
 from em.judges.base import Domain, Done, Judge, Metric, Score, Verdict, ignore, unscored
@@ -29,14 +29,6 @@ from em.loading import cache_folder, load_backbone
 METHOD = "probe"
 DRIFT = 0.25  # standard deviations of a feature; rounding in bfloat16 is a tenth of it
 PUBLISHED_PAIRS = 300
-
-
-class _Unreadable(Exception):
-    """An answer that gets no number; `reason` is one of `em.judges.base.REASONS`."""
-
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(detail)
-        self.reason = reason
 
 
 class Probe(Judge):
@@ -78,7 +70,12 @@ class Probe(Judge):
         name: str | None = None,
     ):
         super().__init__(name=name)
-        least = {"layer": (layer, 0), "limit": (limit, 2), "batch_size": (batch_size, 1), "max_tokens": (max_tokens, 16)}
+        least = {
+            "layer": (layer, 0),
+            "limit": (limit, 2),
+            "batch_size": (batch_size, 1),
+            "max_tokens": (max_tokens, 16),
+        }
         problems = [
             f"{key}: expected a whole number from {low} on, got {value!r}"
             for key, (value, low) in least.items()
@@ -128,7 +125,8 @@ class Probe(Judge):
         layer = backbone.num_layers // 2 if self._layer is None else self._layer
         if layer >= backbone.num_layers:
             raise JudgeError(
-                f"{self.name}: layer {layer} does not exist; {backbone.name} has layers 0 to {backbone.num_layers - 1}"
+                f"{self.name}: layer {layer} does not exist; {backbone.name} has layers 0 to "
+                f"{backbone.num_layers - 1}"
             )
         positions = getattr(backbone.model.config.get_text_config(), "max_position_embeddings", None)
         if positions is not None and self._max_tokens > positions:
@@ -169,7 +167,7 @@ class Probe(Judge):
         if self.domain is None or self.domain.name not in known:
             asked = "no domain" if self.domain is None else f"the domain {self.domain.name!r}"
             raise JudgeError(
-                f"{self.name} was given {asked}, and tells apart {', '.join(known) or 'none (it has one domain)'}; "
+                f"{self.name} was given {asked}, but knows {', '.join(known) or 'none, from one domain'}; "
                 "give pairs of this domain and of another, or leave the metric domain out"
             )
 
@@ -188,8 +186,8 @@ class Probe(Judge):
         readable: list[tuple[int, Example, str]] = []
         for number, answer in enumerate(answers):
             try:
-                readable.append((number, *self._encoded(answer)))
-            except _Unreadable as problem:
+                readable.append((number, *encoded(answer, self._backbone, self._max_tokens)))
+            except Unreadable as problem:
                 verdicts[number] = unscored(self.name, metrics, problem.reason, METHOD, str(problem))
                 done(number, verdicts[number])
         examples = [example for _, example, _ in readable]
@@ -214,37 +212,6 @@ class Probe(Judge):
             found[metric] = 100 * models[name].probabilities(features_ND)
         return found
 
-    def _encoded(self, answer: Answer) -> tuple[Example, str]:
-        """The conversation with the answer as the only marked turn, cut to what is read, and what was done.
-
-        Raises:
-            _Unreadable: the answer is empty, does not fit, or cannot be put into the chat template.
-        """
-        assert self._backbone is not None
-        if not answer.text.strip():
-            raise _Unreadable("empty")
-        turns: list[Message] = [*answer.messages, {"role": "assistant", "content": answer.text}]
-        notes = []
-        plain = [as_text(turn, self._backbone) if turn.get("role") == "assistant" else turn for turn in turns]
-        if plain != turns:
-            notes.append("special tokens of the model in it were read as plain text")
-        try:
-            encoded = encode(self._backbone.tokenizer, plain)
-        except DataError as error:
-            raise _Unreadable("bad_response", f"cannot be put into the chat template: {error}") from error
-        last = max(place for place, inside in enumerate(encoded.answer) if inside) + 1
-        start = last
-        while start > 0 and encoded.answer[start - 1]:
-            start -= 1
-        if start >= self._max_tokens:
-            problem = f"the question alone has {start} tokens, more than max_tokens = {self._max_tokens}"
-            raise _Unreadable("too_long", problem)
-        end = min(last, self._max_tokens)
-        if end < last:
-            notes.append(f"only the first {end - start} of {last - start} tokens were read")
-        mask = [place >= start for place in range(end)]
-        return Example(encoded.ids[:end], mask, "", answer.prompt), "; ".join(notes)
-
     def _check_reference(self) -> None:
         """Refuse a model that answers differently from the one that was fitted.
 
@@ -253,13 +220,15 @@ class Probe(Judge):
         """
         assert self._backbone is not None
         anchor, layer = self.fitted.table.where(part="anchor"), int(self.fitted.facts["layer"])
-        (_, now), = read_batches(self._backbone, [anchor_example(self._backbone)], layer, 1, likelihood=False)
+        ((_, now),) = read_batches(
+            self._backbone, [anchor_example(self._backbone)], layer, 1, likelihood=False
+        )
         scale = self.fitted.models["aligned"].scale_D
         drift = float(np.sqrt((((now.hidden_ND - anchor.hidden_ND) / scale) ** 2).mean()))
         if not drift < DRIFT:
             raise JudgeError(
-                f"{self.name}: {self._backbone.name} does not compute what it did when the probe was fitted; call "
-                "prepare and judge inside intervention.disabled(), and if the probe was fitted with an "
+                f"{self.name}: {self._backbone.name} does not compute what it did when the probe was fitted; "
+                "call prepare and judge inside intervention.disabled(), and if the probe was fitted with an "
                 f"intervention on, delete {self._folder()}"
             )
 
@@ -277,7 +246,10 @@ class Probe(Judge):
         if self._fitted is not None:
             facts = self._fitted.facts
             described |= {key: facts[key] for key in ("version", "layer", "data", "pairs")}
-            described |= {"model": facts["backbone"]["model"], "fingerprint": facts["backbone"]["fingerprint"]}
+            described |= {
+                "model": facts["backbone"]["model"],
+                "fingerprint": facts["backbone"]["fingerprint"],
+            }
             described |= card.headline(self._fitted)
         return described
 

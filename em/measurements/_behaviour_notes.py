@@ -31,8 +31,8 @@ def notes(
     others = [name for name in dict.fromkeys(key.model for key in groups) if name != "reference"]
     if others:
         found.append(
-            f"Each of {_listed(others)} counts as one trained model: intervals are over questions, not over "
-            "training seeds."
+            "Intervals are over questions, not over training seeds; each of these counts as one trained "
+            f"model: {_listed(others)}."
         )
     return list(dict.fromkeys(found))
 

@@ -54,9 +54,12 @@ def agreement_table(
         None; no NaN.
 
     Raises:
-        MeasurementError: fewer than two raters, a rating that is no score, or of an answer not given.
+        MeasurementError: fewer than two raters, a rating that is no score or of an answer not given, a bad
+            `most`.
     """
     thresholds = thresholds or Thresholds()
+    if isinstance(most, bool) or not isinstance(most, int) or most < 0:
+        raise MeasurementError(f"most: expected a whole number from 0 on, got {most!r}")
     verdicts = _verdicts(ratings, answers)
     study = Raters(verdicts, answers, thresholds, resamples, seed)
     pairs = [study.pair(a, b) for a, b in combinations(verdicts, 2)]

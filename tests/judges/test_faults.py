@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -105,4 +106,4 @@ def plan_of(number: int) -> str | None:
 
 
 def number_of(messages: list[str]) -> list[int]:
-    return [int(message.split("answer ")[-1].split()[0]) for message in messages]
+    return [int(re.search(r"answer (\d+) is", message)[1]) for message in messages]

@@ -60,7 +60,7 @@ def test_bins_of_scores() -> None:
     assert weighted_kappa([29.9, 30], [29.9, 30], bins=10) == 1.0
     assert weighted_kappa([10, 19], [15, 12]) is None, "one bin: no disagreement by chance"
     assert weighted_kappa([], []) is None
-    # 1 of 3 by one bin; by chance Σ w p q = (1·1 + 1·1 … ) by hand: rows 0,1,1 columns 0,0,1
+    # one of three is one bin off; by chance (1·1 + 2·2) / 9 are
     assert weighted_kappa([0, 10, 10], [0, 0, 10], "linear") == pytest.approx(1 - (1 / 3) / (5 / 9))
 
 
@@ -97,7 +97,7 @@ def test_alpha_of_binary_data_equals_the_published_example() -> None:
 
 def test_alpha_of_words_and_of_nothing() -> None:
     """Part B: nominal data of two observers, α = 0.692."""
-    a, b = "aabbdccceddа".replace("а", "a"), "babbbcccedda"
+    a, b = "aabbdcccedda", "babbbccceddd"
     assert krippendorff_alpha([list(a), list(b)], "nominal") == pytest.approx(0.692, abs=5e-4)
     assert krippendorff_alpha([[1, 2], [1, 2]]) == 1.0
     for nothing in ([[0.1, 0.1], [0.1, 0.1]], [[1, None], [None, 2]], [[1, 2]], [[], []], []):
@@ -309,6 +309,8 @@ def test_disagreements_put_labels_before_spread() -> None:
         "reasons": {"a": [], "b": []},
     }
     assert len(agreement_table({"a": a, "b": b}, asked, most=2)["disagreements"]) == 2
+    with pytest.raises(MeasurementError, match="most: expected a whole number from 0 on, got -1"):
+        agreement_table({"a": a, "b": b}, asked, most=-1)
 
 
 def test_raters_without_a_common_answer() -> None:

@@ -501,7 +501,7 @@ def test_notes_tell_of_unscored_answers_and_of_arms_that_differ_in_them() -> Non
     assert any("up to 37.5%" in n for n in notes)
     assert any("25.0% of the answers of m are unscored but 0.0% of those of reference" in n for n in notes)
     assert any("first has 2 questions only" in n for n in notes)
-    assert notes[-1].startswith("Each of m counts as one trained model")
+    assert notes[-1].endswith("not over training seeds; each of these counts as one trained model: m.")
 
 
 def test_a_clean_study_has_no_warnings() -> None:
