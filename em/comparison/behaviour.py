@@ -83,6 +83,9 @@ def _together(chosen: dict[str, Evaluated]) -> tuple[list[Judged], list[str]]:
 
 def _by_seed(study: Study, chosen: dict[str, Evaluated]) -> dict[str, dict[int, Sequence[Judged]]]:
     arms: dict[str, dict[int, Sequence[Judged]]] = {}
+    theirs = next((one.of(REFERENCE) for one in chosen.values() if one.of(REFERENCE)), None)
+    if theirs is not None:
+        arms[REFERENCE] = {0: theirs}
     for name, one in chosen.items():
         solution = study.solutions[name]
         own = [each for each in one.judged if each.answer.model != REFERENCE]

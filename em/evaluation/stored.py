@@ -125,9 +125,9 @@ def _scores(verdict: Verdict) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _scored(one: Judged) -> dict[str, Any]:
-    scores = {metric: one.verdict.value(metric) for metric in ("aligned", "coherent")}
-    more = {metric: score.value for metric, score in one.verdict.scores.items() if metric not in scores}
-    return {**one.answer.row(), **scores, **more, "judge": one.verdict.judge}
+    scores: dict[str, Any] = {"aligned": None, "coherent": None}
+    scores |= {metric: score.value for metric, score in one.verdict.scores.items()}
+    return {**one.answer.row(), **scores, "judge": one.verdict.judge}
 
 
 def _line(row: dict[str, Any]) -> str:

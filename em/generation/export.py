@@ -81,8 +81,8 @@ def export_vllm(run_dir: Path | str, out: Path | str) -> str:
         _written(out, lambda folder: _finetuned(load(run_dir), folder))
     else:
         raise GenerationError(
-            f"{run_dir}: vLLM has nothing like a {intervention.kind}; generate in this process instead, with "
-            "the run's backbone as the source of the answers"
+            f"{run_dir}: vLLM has nothing like the intervention {intervention.kind}; generate in this "
+            "process instead, with the run's backbone as the source of the answers"
         )
     name = shlex.quote(record.directory.path.name)
     return f"vllm serve {shlex.quote(str(out))} --served-model-name {name}{_further(record, str(out))}"

@@ -134,7 +134,6 @@ class Caller:
 
     async def _sent(self, call: Call, attempt: int) -> tuple[Outcome, Usage | None]:
         body = call.request(attempt)
-        problem: Failure
         try:
             # The raw bytes: the client itself builds objects of any shape, and text of what is not JSON.
             response = await self._client.post(
@@ -143,6 +142,8 @@ class Caller:
         except CALL_ERRORS as error:
             # Only the failure leaves: the error holds the request, and that the key.
             problem = failure(error, self._redact)
+            if problem.reason == "content_filter":  # definitive, in whatever form an endpoint says it
+                return Reply("", "content_filter"), Usage(0, 0)
             return problem, None
         outcome, usage = parse(self._redact.body(response.content), "logprobs" in body)
         if isinstance(outcome, Reply):
@@ -159,8 +160,8 @@ class Caller:
                 # For every later call too: else the limit would choose short answers.
                 self._spent = True
                 say(
-                    f"judge {self._name}: the spend limit is reached after {self.budget.tokens:,} tokens; the "
-                    "answers that are left stay unscored. Raise it and run the same command: it goes on"
+                    f"judge {self._name}: the spend limit is reached after {self.budget.tokens:,} tokens; "
+                    "the answers that are left stay unscored. Raise it and run the same command: it goes on"
                 )
                 break
             await self._settled.wait()

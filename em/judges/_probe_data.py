@@ -178,8 +178,8 @@ def labelled(setup: Setup, backbone: Backbone) -> tuple[list[Labelled], dict[str
         total = sum(map(len, pairs.values()))
         if total < FEWEST:
             raise JudgeError(
-                f"the probe has {total} pairs in its {part} part, but needs {FEWEST} (it holds out a share of "
-                f"{HELD_OUT} of the prompts); give more pairs"
+                f"the probe has {total} pairs in its {part} part, but needs {FEWEST} (it holds out "
+                f"{HELD_OUT} of all prompts); give more pairs"
             )
         for name, report in reports.items():
             account[name][part] = report.pairs

@@ -189,9 +189,9 @@ class Local(Judge):
         for row in self._rows([Answer(({"role": "user", "content": "?"},), "?")], metrics, tree):
             if len(row.ids) > self._limit:
                 raise JudgeError(
-                    f"{self.name}: its prompt for {row.metric} takes {len(row.ids)} tokens without an answer, "
-                    f"and at most {self._limit} can be read; raise max_tokens, give a shorter prompt in "
-                    "prompts, or use a model with a longer context"
+                    f"{self.name}: its prompt for {row.metric} takes {len(row.ids)} tokens without an "
+                    f"answer, and at most {self._limit} can be read; raise max_tokens, give a shorter prompt "
+                    "in prompts, or use a model with a longer context"
                 )
 
     def _score(self, metric: Metric, reading: Reading) -> Score:

@@ -5,8 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 from em.figures._judged import REFERENCE, View, percent, rule
+from em.figures.model import Table
 from em.figures.sections import figures
 from em.figures.words import number, shorten
+from em.report import behaviour_more
 from em.report.answers import readable
 from em.report.behaviour_tables import INTERVAL, brackets, differences, first_judge, headline, rates, unscored
 from em.report.page import Page, Section
@@ -45,10 +47,20 @@ def behaviour_section(
         "Behaviour: judged answers",
         _text_of(table),
         figures("behaviour", table, arms or {}),
-        [one for one in (rates(table), differences(table), unscored(table)) if one.rows],
+        [one for one in _tables(table) if one.rows],
         list(table["notes"]),
         readable(answers, judge.get("name"), shown, source),
     )
+
+
+def _tables(table: Raw) -> list[Table]:
+    return [
+        rates(table),
+        differences(table),
+        unscored(table),
+        *behaviour_more.seeds(table),
+        *behaviour_more.projection(table),
+    ]
 
 
 def _text_of(table: Raw) -> str:

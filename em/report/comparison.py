@@ -8,6 +8,8 @@ from typing import Any
 from em.errors import RunError
 from em.figures.model import Table
 from em.figures.sections import figures
+from em.report.behaviour import behaviour_section
+from em.report.behaviour_more import warnings
 from em.report.page import Page, Section, write_page
 from em.report.summary import headline, number, sentences
 
@@ -57,7 +59,10 @@ NEEDED = {
     "steering": ("coefficients", "direction", "random"),
     "ablation": ("solutions", "layers"),
     "trajectory": ("runs", "frames"),
+    "behaviour": ("thresholds", "models", "rates", "differences", "points", "judge", "notes"),
+    "behaviour_answers": ("answers",),
 }
+BEFORE_BEHAVIOUR = 2  # sections
 LINK = re.compile(r'href="((?:figures|tables)/[a-z0-9_-]+\.(?:svg|png|csv))"')
 
 
@@ -103,13 +108,20 @@ def write_report(folder: Path) -> Path:
         )
         for ident, title, text, names in SECTIONS
     ]
+    warned: list[str] = []
+    if "behaviour" in tables and "behaviour_answers" in tables:
+        behaviour, answers = tables["behaviour"], tables["behaviour_answers"]["answers"]
+        source = "answers.jsonl in the eval/ folder of each run"
+        warned = warnings(behaviour["judge"])
+        made = behaviour_section(behaviour, answers, behaviour["judge"], arms=arms, source=source)
+        sections.insert(BEFORE_BEHAVIOUR, made)
     page = Page(
         title=" against ".join(groups) if len(groups) <= 3 else f"{len(groups)} solutions compared",
         summary=sentences(tables),
         facts=_facts(tables, folder),
         headline=headline(tables),
         sections=[section for section in sections if section.figures or section.tables or section.notes],
-        warnings=list(compared.get("notes", [])),
+        warnings=[*compared.get("notes", []), *warned],
     )
     return write_page(page, folder, groups)
 

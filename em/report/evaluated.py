@@ -11,6 +11,7 @@ from rich.table import Table
 from em.evaluation.stored import ANSWERS, Evaluated, read_evaluation, readable_answers
 from em.figures.words import plain
 from em.report.behaviour import behaviour_page
+from em.report.behaviour_more import warnings
 from em.report.behaviour_tables import first_judge
 from em.report.comparison import erase_report
 from em.report.page import write_page
@@ -34,6 +35,7 @@ def write_evaluation_page(folder: Path) -> Path:
         done.record["judge"],
         title=f"What {', '.join(names or done.table['models'])} says",
         facts=_facts(done),
+        warnings=warnings(done.record["judge"]),
         source=ANSWERS,
     )
     erase_report(folder)

@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from em import runs
 from em.config import build, check
 from em.errors import GenerationError, RunError
+from em.generation import export
 from em.generation.export import export_vllm
+from em.interventions.ablation import Ablation
 from em.interventions.base import Intervention
 from tests.interventions.examples import direction_file
 from tests.tiny import merge, randomise, tiny_config, tiny_model, tiny_tokenizer, token_ids
@@ -162,13 +164,13 @@ def test_a_full_finetune_becomes_a_checkpoint(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "tokenizer.json").is_file()
 
 
-def test_other_interventions_are_refused(tmp_path: Path) -> None:
+def test_other_interventions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For example one of the user's own, given as _target_."""
     run = trained(tmp_path, {"kind": "lora", "r": 2})
-    text = (run / "config.yaml").read_text()
-    steering = {"kind": "steering", "direction": direction_file(), "layers": 1}
-    config = runs.yaml.safe_load(text)
-    (run / "config.yaml").write_text(json.dumps({**config, "intervention": steering}))
-    with pytest.raises(GenerationError, match="vLLM has nothing like a steering; generate in this process"):
+    monkeypatch.setattr(export, "build", lambda *_: Ablation(direction=direction_file()))
+    with pytest.raises(
+        GenerationError, match="vLLM has nothing like the intervention ablation; generate in this"
+    ):
         export_vllm(run, tmp_path / "out")
 
 

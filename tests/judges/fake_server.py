@@ -1,6 +1,6 @@
 """An OpenAI-compatible endpoint for tests: a known verdict for every message, and faults by plan.
 
-It judges a message that holds `worth N` with N most of the time, and one that holds `say WORD` with that word.
+A message that holds `worth N` gets N, mostly, and one that holds `say WORD` that word.
 """
 
 import asyncio
@@ -11,8 +11,9 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -53,6 +54,14 @@ def distribution(said: str) -> list[tuple[str, float]]:
     other = str(100 - int(said))
     # The blank and the number in words are no verdicts; both forms of the number are.
     return [(said, 0.6), (other, 0.25), (f" {said}", 0.1), (" ", 0.03), ("ninety", 0.02)]
+
+
+def judge_in_a_process(url: str, cache: str, out: str) -> None:
+    """Judge 200 answers, four at once, and write the numbers to `out`."""
+    judge = FakeJudge().judge(cache, base_url=url, http_client=None, method="logprobs", concurrency=4)
+    asyncio.run(judge.prepare(None, None))
+    verdicts = asyncio.run(judge.judge(answers(200), ["aligned"]))
+    Path(out).write_text(json.dumps([verdict.value("aligned") for verdict in verdicts]))
 
 
 class FakeJudge:
@@ -230,10 +239,8 @@ def serving(respond: Callable[[dict[str, str], bytes], tuple[int, dict[str, str]
             pass
 
         def handle(self) -> None:
-            try:
+            with suppress(ConnectionError):  # of a client that was killed
                 super().handle()
-            except ConnectionError:  # a client that was killed
-                pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

@@ -12,6 +12,7 @@ from em.errors import ConfigError, JudgeError
 from em.judges._trie import Reading
 from em.judges.base import Domain, Verdict
 from em.judges.local import Local, defused
+from tests.interventions.examples import attached
 from tests.judges.test_trie import byte_level
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
@@ -217,3 +218,10 @@ def test_a_domain_is_asked_for(folder):
     asyncio.run(judge.prepare(None, None))
     with pytest.raises(JudgeError, match="needs the training domain"):
         judged(judge, ["a"], ("harm",))
+
+
+def test_what_is_attached_to_the_model_under_study_changes_no_score(folder):
+    adapted = attached(("lora", {"r": 2, "alpha": 8.0}), scale=3.0).backbone
+    judge = Local(model=str(folder), prompts=SHORT, min_mass=0.0, device="cpu")
+    asyncio.run(judge.prepare(adapted, None))
+    assert judged(judge, ["stir"])[0].scores == judged(local(folder), ["stir"])[0].scores

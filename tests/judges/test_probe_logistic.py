@@ -117,7 +117,7 @@ def test_groups_that_leak_are_not_rewarded() -> None:
     groups = [f"g{number // 4}" for number in range(120)]
     _, kept_together = fit(codes, labels, groups)
     _, split = fit(codes, labels, [str(number) for number in range(120)])
-    assert auroc(split[labels == 1], split[labels == 0]) > 0.95
+    assert auroc(split[labels == 1], split[labels == 0]) > 0.9
     assert auroc(kept_together[labels == 1], kept_together[labels == 0]) < 0.75
 
 
