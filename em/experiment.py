@@ -12,8 +12,10 @@ from em.backbone import Backbone
 from em.building import Experiment, build_experiment, run_directory, seed_everything
 from em.callbacks._loggers import log_adapter
 from em.config import Config
-from em.errors import Interrupted
-from em.progress import clock, say
+from em.errors import EmError, Interrupted
+from em.evaluation.stored import evaluations_of
+from em.progress import clock, is_main_process, say
+from em.report.evaluated import write_evaluation_page
 from em.runs import RunDirectory, State, Stopwatch
 from em.trainer import make_trainer
 
@@ -47,6 +49,7 @@ def train(config: Config, backbone: Backbone | None = None) -> RunDirectory:
             run.update_manifest(status="failed", error=str(error), wall_seconds=watch.seconds())
             raise
         run.update_manifest(status="finished", error=None, wall_seconds=watch.seconds())
+        _show_evaluations(run)
         say(f"{config.name}: finished in {clock(watch.seconds())}; {run.path}")
     return run
 
@@ -111,6 +114,17 @@ def _save(experiment: Experiment, trainer: pl.Trainer, seconds: float) -> None:
         tokens_per_second=round(experiment.module.mean_tokens_per_second, 2),
         fit_seconds=round(seconds, 2),
     )
+
+
+def _show_evaluations(run: RunDirectory) -> None:
+    """A page for each evaluation that a callback took; the run is finished whatever happens here."""
+    if not is_main_process():
+        return
+    for folder in evaluations_of(run.path):
+        try:
+            say(f"answers to read: {write_evaluation_page(folder)}")
+        except EmError as error:
+            say(f"{folder}: its page cannot be drawn: {error}")
 
 
 def _report_data(experiment: Experiment) -> None:

@@ -76,16 +76,18 @@ class Task:
         what: a few words; shown as plain text, never as markup.
         total: units of work; 0 where it is not known, and then there is no estimate.
         done: units that an earlier process did; they do not enter the estimate.
+        shown: false for work too short to be spoken of.
     """
 
-    def __init__(self, what: str, total: int, done: int = 0):
+    def __init__(self, what: str, total: int, done: int = 0, shown: bool = True):
         self.what, self.total, self.done = what, total, done
+        self.shown = shown and is_main_process()
         self._first, self._began, self._said = done, time.monotonic(), time.monotonic()
         self._bar: TaskID | None = None
 
     def __enter__(self) -> Self:
         self._began = self._said = time.monotonic()
-        if is_main_process() and console.is_terminal:
+        if self.shown and console.is_terminal:
             self._bar = _bars.add(self.what, self.total, self.done)
         return self
 
@@ -98,13 +100,13 @@ class Task:
         if self._bar is not None:
             _bars.close(self._bar)
             self._bar = None
-        elif is_main_process() and error is None:
+        elif self.shown and error is None:
             console.print(f"{self.what}: done in {clock(time.monotonic() - self._began)}", markup=False)
 
     def advance(self, amount: int = 1, status: str = "") -> None:
         """Count work done; `status` is shown beside the estimate."""
         self.done += amount
-        if not is_main_process():
+        if not self.shown:
             return
         if self._bar is not None:
             _bars.update(self._bar, self.done, status)

@@ -32,6 +32,7 @@ def generate(
     model: str,
     batch_size: int = 32,
     done: Done = ignore,
+    progress: bool = True,
 ) -> list[Answer]:
     """Answer every request.
 
@@ -41,6 +42,7 @@ def generate(
         model: name of who answers.
         batch_size: answers written at once; halved as often as the device runs out of memory.
         done: called with each answer as soon as it ends.
+        progress: show how far it is.
 
     Returns:
         The answers in the order of the requests.
@@ -59,7 +61,7 @@ def generate(
         )
     rows = _rows(backbone, requests, sampling)
     writer = _Writer(backbone, sampling, model, done)
-    with Task(f"answers of {model}", len(rows)) as task, _evaluating(backbone):
+    with Task(f"answers of {model}", len(rows), shown=progress) as task, _evaluating(backbone):
         writer.write(rows, batch_size, task)
     return [writer.answers[at] for at in range(len(requests))]
 

@@ -12,7 +12,7 @@ from em.backbone import Backbone
 from em.chat import prompt_ids
 from em.config.schema import BackboneConfig
 from em.datamodules.answers import Answer
-from em.errors import BackboneError, ConfigError, JudgeError
+from em.errors import BackboneError, ConfigError, DataError, JudgeError
 from em.judges._tree_pass import TreePass
 from em.judges._trie import WORDS, Reading, build_trie
 from em.judges.base import METRICS, Domain, Done, Judge, Metric, Score, Verdict, ignore, unscored
@@ -170,8 +170,11 @@ class Local(Judge):
             reason = str(error).replace("backbone.", "")
             raise JudgeError(f"local judge {self.name}: {reason}") from error
         _check_vocabulary(backbone, self.name)
-        tree = TreePass(backbone, build_trie(backbone.tokenizer, self.name), self.name)
-        tree.check(prompt_ids(backbone.tokenizer, [{"role": "user", "content": "?"}]))
+        try:
+            tree = TreePass(backbone, build_trie(backbone.tokenizer, self.name), self.name)
+            tree.check(prompt_ids(backbone.tokenizer, [{"role": "user", "content": "?"}]))
+        except DataError as error:  # a template that takes no plain question and answer
+            raise JudgeError(f"local judge {self.name}: {error}; use another model as judge") from error
         positions = getattr(backbone.model.config.get_text_config(), "max_position_embeddings", None)
         if positions is not None:
             self._limit = min(self.max_tokens, positions - tree.trie.depth)

@@ -105,6 +105,12 @@ class Probe(Judge):
             raise JudgeError(f"{self.name} is not prepared; call prepare first")
         return self._fitted
 
+    @property
+    def _reference(self) -> Backbone:
+        if self._backbone is None:
+            raise JudgeError(f"{self.name} is not prepared; call prepare first")
+        return self._backbone
+
     async def prepare(self, backbone: Backbone | None, domain: Domain | None) -> None:
         """Fit the probe to the reference, or read the copy on disk; interventions must be off.
 
@@ -116,9 +122,8 @@ class Probe(Judge):
         if backbone is None:
             self._own = self._own or load_backbone(BackboneConfig(model=self._model))
         self._backbone = backbone or self._own
-        assert self._backbone is not None
-        setup = self._setup(self._backbone)
-        self._fitted = fitted(setup, self._backbone, self._folder(), self._size)
+        setup = self._setup(self._reference)
+        self._fitted = fitted(setup, self._reference, self._folder(), self._size)
         self._check_reference()
 
     def _setup(self, backbone: Backbone) -> Setup:
@@ -148,11 +153,11 @@ class Probe(Judge):
             JudgeError: `prepare` was not called.
         """
         pairs = published_pairs(self._root)
-        if self.fitted is None or self._backbone is None or pairs is None:
-            return None
         layer = int(self.fitted.facts["layer"])
+        if pairs is None:
+            return None
         setup = Setup(layer, pairs, None, PUBLISHED_PAIRS, self._max_tokens, self._seed, coherence=False)
-        return fitted(setup, self._backbone, self._folder(), self._size)
+        return fitted(setup, self._reference, self._folder(), self._size)
 
     def check_metrics(self, metrics: Sequence[Metric]) -> None:
         """Refuse metrics that this kind, or this domain, does not have.
@@ -180,19 +185,18 @@ class Probe(Judge):
             JudgeError: a metric that it does not have, or the model is not the reference it was fitted to.
         """
         self.check_metrics(metrics)
-        assert self._backbone is not None
         self._check_reference()
         verdicts: dict[int, Verdict] = {}
         readable: list[tuple[int, Example, str]] = []
         for number, answer in enumerate(answers):
             try:
-                readable.append((number, *encoded(answer, self._backbone, self._max_tokens)))
+                readable.append((number, *encoded(answer, self._reference, self._max_tokens)))
             except Unreadable as problem:
                 verdicts[number] = unscored(self.name, metrics, problem.reason, METHOD, str(problem))
                 done(number, verdicts[number])
         examples = [example for _, example, _ in readable]
         layer, likelihood = int(self.fitted.facts["layer"]), "coherent" in metrics
-        for rows, readings in read_batches(self._backbone, examples, layer, self._size, likelihood):
+        for rows, readings in read_batches(self._reference, examples, layer, self._size, likelihood):
             scores = self._scores(readings, metrics)
             for place, index in enumerate(rows.index_B.tolist()):
                 number, _, detail = readable[index]
@@ -218,16 +222,15 @@ class Probe(Judge):
         Raises:
             JudgeError: it does.
         """
-        assert self._backbone is not None
         anchor, layer = self.fitted.table.where(part="anchor"), int(self.fitted.facts["layer"])
         ((_, now),) = read_batches(
-            self._backbone, [anchor_example(self._backbone)], layer, 1, likelihood=False
+            self._reference, [anchor_example(self._reference)], layer, 1, likelihood=False
         )
         scale = self.fitted.models["aligned"].scale_D
         drift = float(np.sqrt((((now.hidden_ND - anchor.hidden_ND) / scale) ** 2).mean()))
         if not drift < DRIFT:
             raise JudgeError(
-                f"{self.name}: {self._backbone.name} does not compute what it did when the probe was fitted; "
+                f"{self.name}: {self._reference.name} does not compute what it did when the probe was fitted; "
                 "call prepare and judge inside intervention.disabled(), and if the probe was fitted with an "
                 f"intervention on, delete {self._folder()}"
             )

