@@ -17,7 +17,7 @@ from em.evaluation.judging import judge_answers
 from em.evaluation.plan import Judging, Plan
 from em.evaluation.processes import Processes
 from em.evaluation.projecting import projection_table
-from em.evaluation.stored import VERDICTS, read_json, write_evaluation
+from em.evaluation.stored import TABLE, VERDICTS, read_json, write_evaluation
 from em.files import write_json
 from em.interventions.base import Intervention
 from em.measurements.behaviour import Judged, behaviour_table
@@ -117,9 +117,10 @@ def _judged(
     began: float,
 ) -> dict[str, Any]:
     config = judging.config
+    before = read_json(folder / TABLE)["sentinels"] if (folder / TABLE).is_file() else []
     off = nullcontext() if intervention is None else intervention.disabled()
     with off:
-        verdicts, judge = judge_answers(
+        verdicts, judge, drifted = judge_answers(
             judging.judge, answers, config.metrics, folder / VERDICTS, backbone, judging.domain
         )
     judged = [Judged(*pair) for pair in zip(answers, verdicts, strict=True)]
@@ -127,6 +128,7 @@ def _judged(
     if config.direction is not None and backbone is not None and intervention is not None:
         table["projection"] = projection_table(judging, backbone, intervention, judged)
     table["judge"] = judge
+    table["sentinels"] = drifted or before
     record = {
         "settings": judging.settings(),
         "thresholds": asdict(judging.thresholds),

@@ -10,6 +10,8 @@ from em.backbone import Backbone
 from em.datamodules.answers import Answer
 from em.evaluation.verdicts import VerdictFile
 from em.judges.base import Domain, Judge, Metric, Verdict
+from em.judges.panel import Panel
+from em.judges.sentinels import Cached, drift, judge_key, recall, remember, score_sentinels
 from em.progress import say
 
 
@@ -20,8 +22,11 @@ def judge_answers(
     path: Path,
     backbone: Backbone | None = None,
     domain: Domain | None = None,
-) -> tuple[list[Verdict], dict[str, Any]]:
-    """A verdict for every answer, in order, and what the judge says of itself.
+) -> tuple[list[Verdict], dict[str, Any], list[dict[str, Any]]]:
+    """A verdict for every answer, in order, what the judge says of itself, and its drift.
+
+    A hosted judge may change from one day to the next: each one first scores the sentinels anew, which is
+    compared with earlier runs. When nothing is left to judge, nothing is asked.
 
     Args:
         path: where verdicts are written one by one; those that are there are not asked for again, but for
@@ -41,13 +46,14 @@ async def _judge(
     path: Path,
     backbone: Backbone | None,
     domain: Domain | None,
-) -> tuple[list[Verdict], dict[str, Any]]:
+) -> tuple[list[Verdict], dict[str, Any], list[dict[str, Any]]]:
     judge.check_metrics(metrics)
     try:
         await judge.prepare(backbone, domain)
+        judge.check_metrics(metrics)  # again: some judges know only now what they can score
         described = plain(judge)
         asked = {"metrics": list(metrics), "domain": None if domain is None else domain.words}
-        file = VerdictFile(path, {**described, **asked})
+        file = VerdictFile(path, {**_lasting(described), **asked})
         known = {key: verdict for key, verdict in file.read().items() if not passing(verdict)}
         # Equal answers have one key and one verdict.
         left = list({one.key: one for one in answers if one.key not in known}.values())
@@ -58,11 +64,40 @@ async def _judge(
             known[left[number].key] = verdict
             file.append(left[number].key, verdict)
 
+        drifted: list[dict[str, Any]] = []
         if left:
+            for hosted in _hosted(judge):
+                drifted += await _drift(hosted)
             await judge.judge(left, metrics, keep)
-        return [known[one.key] for one in answers], described
+        return [known[one.key] for one in answers], described, drifted
     finally:
         await judge.close()
+
+
+def _hosted(judge: Judge) -> list[Judge]:
+    members = list(judge.members.values()) if isinstance(judge, Panel) else [judge]
+    return [one for one in members if isinstance(one, Cached)]
+
+
+async def _drift(judge: Judge) -> list[dict[str, Any]]:
+    """How far a hosted judge's scores of the sentinels are from those of earlier runs."""
+    now = await score_sentinels(judge)
+    found = drift(now, recall(None, judge_key(judge)))
+    remember(None, now)
+    for row in found:
+        if row["failed"]:
+            names = ", ".join(row["failed"])
+            say(f"judge {judge.name}: sentinels outside of their {row['metric']} band: {names}")
+    return found
+
+
+def _lasting(described: dict[str, Any]) -> dict[str, Any]:
+    """Without what a judge may say in other words the next time."""
+    return {
+        key: _lasting(value) if isinstance(value, dict) else value
+        for key, value in described.items()
+        if key != "why"
+    }
 
 
 PASSING = {

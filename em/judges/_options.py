@@ -61,6 +61,8 @@ def _texts(options: Mapping[str, Any]) -> list[str]:
         )
     if options["method"] not in METHODS:
         found.append(f"method: expected one of {', '.join(METHODS)}, got {options['method']!r}")
+    if not isinstance(options["yes"], bool):
+        found.append(f"yes: expected true or false, got {options['yes']!r}")
     if options["cache"] is not None and not (isinstance(options["cache"], str) and options["cache"].strip()):
         found.append(f"cache: expected the path of a file, got {options['cache']!r}")
     return found

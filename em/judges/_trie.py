@@ -6,7 +6,7 @@ its tokenisations, and each counts only as far as no further digit follows.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +21,7 @@ WORDS = ("CODE", "REFUSAL")
 # As byte-level (Ġ) and sentence-piece (▁) vocabularies write a space and digits.
 PIECE = re.compile(r"([ ▁Ġ]?)([0-9]*)")
 DIGIT_FIRST = re.compile(r"[0-9]|<0x3[0-9]>")  # also as a byte, where a vocabulary falls back to bytes
+Writer = Callable[[str], list[int]]
 ASKED = [{"role": "user", "content": "?"}]
 
 
@@ -121,30 +122,32 @@ def build_trie(tokenizer: PreTrainedTokenizerBase, name: str) -> Trie:
         JudgeError: the tokenizer has no digits, or writes a number in another way than digit tokens.
     """
     pieces, spaces = _digit_pieces(tokenizer)
-    vocabulary = tokenizer.get_vocab()
+    vocabulary, written = tokenizer.get_vocab(), _writer(tokenizer)
     trie = Trie(sorted(token for piece, token in vocabulary.items() if DIGIT_FIRST.match(piece)))
     bare = [(token, text) for token, space, text in pieces if not space]
     if not bare:
         raise JudgeError(f"{name}: its tokenizer has no digits, so it cannot answer with a number")
     roots = [(0, bare)]
-    if _writes_space(tokenizer):
+    if _writes_space(tokenizer, written):
         roots.append((0, [(token, text) for token, space, text in pieces if space]))
         roots += [(trie.add(0, space), bare) for space in spaces]
     for root, first in roots:
         _grow(trie, root, first, bare)
     for number in NUMBERS:
-        place = trie.find(_written(tokenizer, number))
+        path = written(number)
+        place = trie.find(path)
         if place is None or trie.numbers.get(place) != int(number):
+            shown = " ".join(repr(tokenizer.convert_ids_to_tokens(token)) for token in path)
             raise JudgeError(
-                f"{name}: its tokenizer writes {number} as {_shown(tokenizer, number)}, not in digits; "
+                f"{name}: its tokenizer writes {number} as {shown or 'nothing'}, not in digits; "
                 "the tokenizer and the model may not belong together: use another model as judge"
             )
     for word in WORDS:
-        for path in {tuple(_written(tokenizer, lead + word)) for lead in ("", " ")} - {()}:
+        for spelt in {tuple(written(lead + word)) for lead in ("", " ")} - {()}:
             place = 0
-            for token in path[:-1]:
+            for token in spelt[:-1]:
                 place = trie.add(place, token)
-            trie.words.append((place, path[-1], word))
+            trie.words.append((place, spelt[-1], word))
     return trie
 
 
@@ -177,32 +180,29 @@ def _digit_pieces(tokenizer: PreTrainedTokenizerBase) -> tuple[list[tuple[int, b
     return pieces, spaces
 
 
-def _writes_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _writes_space(tokenizer: PreTrainedTokenizerBase, written: Writer) -> bool:
     """Whether answers begin with a space: in finished conversations, or right after the prompt."""
     encoded = encode(tokenizer, [*ASKED, {"role": "assistant", "content": "7"}])
     own = [token for token, answer in zip(encoded.ids, encoded.answer, strict=True) if answer]
     return any(
         str(tokenizer.convert_ids_to_tokens(ids[0])).startswith((" ", "▁", "Ġ"))
-        for ids in (own, _written(tokenizer, "7"))
+        for ids in (own, written("7"))
     )
 
 
-def _written(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The tokens of a reply as the tokenizer writes it behind a prompt."""
+def _writer(tokenizer: PreTrainedTokenizerBase) -> Writer:
+    """From a reply to its tokens, as the tokenizer writes it behind a prompt."""
     prompt = prompt_text(tokenizer, ASKED)
-    before, after = _ids(tokenizer, prompt), _ids(tokenizer, prompt + text)
-    if after[: len(before)] == before and len(after) > len(before):
-        return after[len(before) :]
-    return _ids(tokenizer, text)  # the end of the prompt and the reply are one token
+    before = _ids(tokenizer, prompt)
+
+    def written(text: str) -> list[int]:
+        after = _ids(tokenizer, prompt + text)
+        if after[: len(before)] == before and len(after) > len(before):
+            return after[len(before) :]
+        return _ids(tokenizer, text)  # the end of the prompt and the reply are one token
+
+    return written
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def _shown(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    return " ".join(_pieces(tokenizer, _written(tokenizer, text))) or "nothing"
-
-
-def _pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> Iterator[str]:
-    return (repr(tokenizer.convert_ids_to_tokens(token)) for token in ids)

@@ -115,7 +115,6 @@ class Judge(ABC):
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = METRICS  # what this kind can score
-    reads_backbone: bool = False  # whether it needs the model under study in `prepare`
 
     def __init__(self, *, name: str | None = None):
         self._name = name
@@ -124,6 +123,11 @@ class Judge(ABC):
     @property
     def name(self) -> str:
         return self._name or self.default_name()
+
+    @property
+    def reads_backbone(self) -> bool:
+        """Whether it wants the model under study in `prepare`."""
+        return False
 
     @abstractmethod
     def default_name(self) -> str:

@@ -45,7 +45,8 @@ class Local(Judge):
     The model is loaded for the judge alone, so what is attached to the model under study cannot change it.
 
     Args:
-        model: hub id, local folder, .gguf file, or the alias `smollm2`.
+        model: hub id, local folder, .gguf file, or the alias `smollm2`. There is no default: SmolLM2 is too
+            small to judge (3% of its probability is on numbers, so that every answer is `low_mass`).
         device: auto: a GPU where there is one.
         batch_size: prompts in one forward pass; it does not change scores.
         max_tokens: of a prompt; a longer one is not cut but unscored, as `too_long`.
@@ -62,7 +63,7 @@ class Local(Judge):
     def __init__(
         self,
         *,
-        model: str = "smollm2",
+        model: str,
         revision: str | None = None,
         dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32",
         device: str = "auto",

@@ -1,9 +1,10 @@
 """A judge behind an OpenAI-compatible endpoint: OpenAI's own, a gateway, or a server on this machine."""
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from datetime import date
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import httpx2
@@ -110,6 +111,7 @@ class OpenAI(Judge):
         self._budget = Budget(price, max_spend_tokens, max_spend)
         self._prompts, self._min_mass = load_prompts(prompts), min_mass
         self._dialect: Dialect | None = None
+        self._fresh: Path | None = None
 
     def default_name(self) -> str:
         return self.model
@@ -178,6 +180,16 @@ class OpenAI(Judge):
             },
         }
 
+    @contextmanager
+    def fresh(self) -> Iterator[None]:
+        """Inside, every answer is asked anew, as for sentinels; the cache is neither read nor changed."""
+        with TemporaryDirectory() as folder:
+            self._fresh = Path(folder) / "judge.sqlite"
+            try:
+                yield
+            finally:
+                self._fresh = None
+
     @asynccontextmanager
     async def _calling(self) -> AsyncIterator[Caller]:
         """Client, cache and limits for one stretch of work: a client lives in one event loop only."""
@@ -189,7 +201,7 @@ class OpenAI(Judge):
             self._url, self._key_env, self._timeout, self._max_retries, self._http, self._concurrency
         )
         async with connection as (client, redact):
-            with ReplyCache(self._cache) as cache:
+            with ReplyCache(self._fresh or self._cache) as cache:
                 yield Caller(
                     client,
                     redact,

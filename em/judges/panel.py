@@ -64,6 +64,10 @@ class Panel(Judge):
     def default_name(self) -> str:
         return "panel"
 
+    @property
+    def reads_backbone(self) -> bool:
+        return any(member.reads_backbone for member in self.members.values())
+
     def check_metrics(self, metrics: Sequence[Metric]) -> None:
         """Refuse metrics that no member can score.
 

@@ -54,6 +54,7 @@ class Probe(Judge):
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = ("aligned", "coherent", "domain")
+    in_process: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -93,6 +94,10 @@ class Probe(Judge):
 
     def default_name(self) -> str:
         return "probe"
+
+    @property
+    def reads_backbone(self) -> bool:
+        return True
 
     @property
     def fitted(self) -> Fitted:
@@ -166,8 +171,8 @@ class Probe(Judge):
             JudgeError: names them.
         """
         super().check_metrics(metrics)
-        if "domain" not in metrics:
-            return
+        if "domain" not in metrics or self._fitted is None:
+            return  # before `prepare` nobody knows which domains there are
         known = self.fitted.domains()
         if self.domain is None or self.domain.name not in known:
             asked = "no domain" if self.domain is None else f"the domain {self.domain.name!r}"

@@ -60,6 +60,7 @@ def _tables(table: Raw) -> list[Table]:
         unscored(table),
         *behaviour_more.seeds(table),
         *behaviour_more.projection(table),
+        *behaviour_more.sentinels(table),
     ]
 
 

@@ -81,6 +81,26 @@ def projection(table: Raw) -> list[Table]:
     ]
 
 
+def sentinels(table: Raw) -> list[Table]:
+    """How far hosted judges are from what they said of fixed answers in earlier runs."""
+    rows = table.get("sentinels")
+    if not rows:
+        return []
+    keys = ("judge", "metric", "runs", "sentinels", "mean_change", "max_change", "sentinel", "usual")
+    names = ["judge", "metric", "earlier runs", "sentinels", "mean change", "largest", "of", "usual change"]
+    return [
+        Table(
+            "behaviour-sentinels",
+            "Drift of the judge",
+            [*names, "changed to or from no number", "outside of their band"],
+            [[*(row[k] for k in keys), ", ".join(row["flipped"]), ", ".join(row["failed"])] for row in rows],
+            "Fixed answers that a hosted judge scores anew before each evaluation (data/sentinels.jsonl): "
+            "absolute change of the score against the mean of earlier runs, in points of 100; usual: that "
+            "of the earlier runs themselves. A band is where a sound judge's score is expected.",
+        )
+    ]
+
+
 def warnings(judge: Raw) -> list[str]:
     """What must be known of a judge before its rates are read."""
     members = judge.get("judges") or judge.get("members")

@@ -23,7 +23,8 @@ def asked() -> list[str]:
 
 
 def judge(path: Path, made: list[Answer], **options: Any) -> list[float | None]:
-    verdicts, described = judge_answers(Wordy(**options), made, METRICS, path)
+    verdicts, described, drifted = judge_answers(Wordy(**options), made, METRICS, path)
+    assert drifted == []
     assert described == {"name": "wordy", "kind": "wordy", "method": "words"}
     return [verdict.value("aligned") for verdict in verdicts]
 

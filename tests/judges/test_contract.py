@@ -102,7 +102,7 @@ def asked(case: Case, answers: Sequence[Answer], metrics: Any = None, done: Done
     async def run() -> list[Verdict]:
         await judge.prepare(case.backbone, SOUP)
         try:
-            return await judge.judge(answers, scored(judge) if metrics is None else metrics, done)
+            return await judge.judge(answers, scored(judge)[:2] if metrics is None else metrics, done)
         finally:
             await judge.close()
 

@@ -204,7 +204,7 @@ def test_an_own_prompt_is_checked_and_recorded(folder):
 
 
 def test_names(folder):
-    assert Local().name == "smollm2" and Local(model="org/Model-7B").name == "Model-7B"
+    assert Local(model="smollm2").name == "smollm2" and Local(model="org/Model-7B").name == "Model-7B"
     assert local(folder, name="mine").name == "mine"
     assert judged(local(folder, name="mine"), ["a"])[0].judge == "mine"
 

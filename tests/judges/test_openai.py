@@ -16,9 +16,10 @@ from em.config.signature import options
 from em.datamodules.answers import Answer
 from em.errors import ConfigError, JudgeError
 from em.judges import _calls
+from em.judges._cache import ReplyCache
 from em.judges._client import endpoint, is_loopback
 from em.judges._models import shutdown_warning
-from em.judges._reply import Usage
+from em.judges._reply import Reply, Usage
 from em.judges._spend import Budget, Size
 from em.judges.base import Domain, Score
 from em.judges.openai import OpenAI
@@ -253,6 +254,20 @@ def test_losses_between_replies_are_no_dead_endpoint(cache):
     assert counts == {None: 320, "connection": 80}
 
 
+def test_a_cache_that_fails_in_the_middle_is_one_error_and_nothing_more_is_asked(cache, monkeypatch):
+    fake, put = FakeJudge(), ReplyCache.put
+
+    def full(self: ReplyCache, key: bytes, reply: Reply) -> None:
+        if fake.judged >= 5:
+            raise JudgeError("the disk is full")
+        put(self, key, reply)
+
+    monkeypatch.setattr(ReplyCache, "put", full)
+    with pytest.raises(JudgeError, match="judge fake: the disk is full"):
+        judged(fake.judge(cache, concurrency=2), answers(50))
+    assert fake.judged <= 6
+
+
 def test_an_error_of_done_ends_the_work_and_leaves_nothing_running(cache):
     def done(position, verdict):
         raise KeyError(position)
@@ -368,6 +383,7 @@ def test_the_budget_counts_what_the_endpoint_says_and_else_the_estimate():
         ({"price": [1, -1]}, "price: expected"),
         ({"max_spend_tokens": 0}, "max_spend_tokens"),
         ({"min_mass": 1.1}, "min_mass"),
+        ({"yes": "no"}, "yes: expected true or false"),
         ({"cache": ""}, "cache: expected"),
         ({"request": {"seed": 1}}, "request: seed is set by the judge itself"),
         ({"prompts": {"kind": "{question} {answer}"}}, "prompts: unknown metric 'kind'"),
