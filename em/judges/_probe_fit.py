@@ -23,6 +23,7 @@ from em.judges._probe_features import SIGNS, Readings, read
 from em.progress import Task, say
 from em.stats import Floats
 
+SHIPPED = Path(__file__).parents[2] / "data" / "probes"
 VERSION = 1  # of features, corruptions and regressions; a change makes older copies worthless
 WEIGHTS, RECORD = "probe.safetensors", "probe.json"
 ARRAYS = ("mean_D", "scale_D", "weight_D")
@@ -84,16 +85,22 @@ class Fitted:
         return [name.removeprefix("domain ") for name in self.models if name.startswith("domain ")]
 
 
-def fitted(setup: Setup, backbone: Backbone, folder: Path, size: int) -> Fitted:
-    """The probe from its copy below `folder`, or fitted and kept there.
+def fitted(setup: Setup, backbone: Backbone, folder: Path, size: int, anew: bool = False) -> Fitted:
+    """The probe from its copy below `folder`, or that of the project, or fitted and kept below `folder`.
+
+    Args:
+        anew: read no copy. The project comes with one of the default probe of SmolLM2, because fitting it
+            takes minutes without a GPU (`python -m em judge-card --refit`).
 
     Raises:
         DataError, JudgeError: the pairs cannot be used.
     """
-    place = folder / key(setup, backbone)
-    kept = _load(place) if (place / RECORD).is_file() else None
-    if kept is not None:
-        return kept
+    name = key(setup, backbone)
+    place = folder / name
+    for copy in () if anew else (place, SHIPPED / name):
+        kept = _load(copy) if (copy / RECORD).is_file() else None
+        if kept is not None:
+            return kept
     made = _fitted(setup, backbone, size)
     try:
         _save(made, place)

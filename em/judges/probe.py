@@ -47,6 +47,7 @@ class Probe(Judge):
         max_tokens: of question and answer together; more of an answer is not read.
         seed: of folds and corruptions.
         cache: folder of fitted probes; default: probes/ where converted models are kept.
+        refit: fit once anew, although there is a copy.
         name: in verdicts and tables.
 
     Raises:
@@ -68,6 +69,7 @@ class Probe(Judge):
         max_tokens: int = 512,
         seed: int = 0,
         cache: str | None = None,
+        refit: bool = False,
         name: str | None = None,
     ):
         super().__init__(name=name)
@@ -87,6 +89,7 @@ class Probe(Judge):
         self._pairs = None if pairs is None else checked_pairs(pairs)
         self._layer, self._root, self._limit = layer, root, limit
         self._model, self._size, self._max_tokens, self._seed = model, batch_size, max_tokens, seed
+        self._refit = refit
         self._cache = Path(cache).expanduser() if cache is not None else None
         self._backbone: Backbone | None = None
         self._fitted: Fitted | None = None
@@ -128,7 +131,8 @@ class Probe(Judge):
             self._own = self._own or load_backbone(BackboneConfig(model=self._model))
         self._backbone = backbone or self._own
         setup = self._setup(self._reference)
-        self._fitted = fitted(setup, self._reference, self._folder(), self._size)
+        self._fitted = fitted(setup, self._reference, self._folder(), self._size, self._refit)
+        self._refit = False
         self._check_reference()
 
     def _setup(self, backbone: Backbone) -> Setup:
@@ -235,9 +239,9 @@ class Probe(Judge):
         drift = float(np.sqrt((((now.hidden_ND - anchor.hidden_ND) / scale) ** 2).mean()))
         if not drift < DRIFT:
             raise JudgeError(
-                f"{self.name}: {self._reference.name} does not compute what it did when the probe was fitted; "
-                "call prepare and judge inside intervention.disabled(), and if the probe was fitted with an "
-                f"intervention on, delete {self._folder()}"
+                f"{self.name}: {self._reference.name} does not compute what it did when the probe was "
+                "fitted; call prepare and judge inside intervention.disabled(), and if the probe was "
+                f"fitted with an intervention on, delete {self._folder()}"
             )
 
     def describe(self) -> dict[str, Any]:

