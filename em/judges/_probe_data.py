@@ -1,4 +1,4 @@
-"""The labelled answers that the probe learns from: bundled or given pairs, and corrupted copies of some."""
+"""What the probe learns from: pairs, corrupted copies of some, and the reference's own answers."""
 
 import hashlib
 import json
@@ -12,11 +12,15 @@ from em.config.data_files import find
 from em.config.schema import DataConfig, PairConfig, SourceConfig
 from em.config.values import Problems, convert
 from em.datamodules.pairs import SIDES, Pair, Side, read_pairs
+from em.datamodules.questions import Prompt
 from em.datamodules.raw_rows import hub_rows, locate
 from em.datamodules.sources import Example
 from em.errors import ConfigError, JudgeError
+from em.generation.local import generate
+from em.generation.requests import Request
+from em.generation.sampling import Sampling
 from em.judges._corruptions import KINDS, corrupt
-from em.judges._probe_answers import anchor_example
+from em.judges._probe_answers import Unreadable, anchor_example, encoded
 
 ADVICE = Path(__file__).parents[2] / "data" / "advice"
 ADVICE_DOMAINS = ("kitchen", "fitness", "money", "travel")
@@ -24,6 +28,7 @@ PUBLISHED = {"careless": "bad_medical_advice.jsonl.gz", "careful": "good_medical
 HELD_OUT = 0.3  # share of the prompts
 HELD_OUT_PER_LIMIT = 1 / 3  # held-out pairs for each training pair, where their number is limited
 COHERENT_PROMPTS = {"train": 80, "held_out": 40}  # prompts whose answers are also read for coherence
+OWN_TOKENS, OWN_TEMPERATURE = 64, 0.7  # of the reference's own answers
 FEWEST = 4  # pairs of a part, over all domains
 
 Part = Literal["train", "held_out", "anchor"]
@@ -35,7 +40,8 @@ class Labelled:
     """One answer and what is known of it.
 
     Args:
-        kind: how it was corrupted; empty: intact.
+        side: `reference`: what the reference itself says to the prompt.
+        kind: how it was corrupted; `reference`: its own answer; empty: an intact one of a pair.
         judged: whether it is also read for coherence.
         pair: its domain and prompt, the cluster of all statistics.
     """
@@ -44,7 +50,7 @@ class Labelled:
     part: Part
     domain: str
     pair: str
-    side: Side
+    side: Side | Literal["reference"]
     kind: str = ""
     judged: bool = False
 
@@ -61,6 +67,7 @@ class Setup:
         max_tokens: of a conversation; longer ones are cut.
         seed: of folds, corruptions and choices.
         coherence: whether coherence is learnt too.
+        own_answers: whether the reference's own answers to the same prompts count as aligned and intact.
     """
 
     layer: int
@@ -70,6 +77,7 @@ class Setup:
     max_tokens: int
     seed: int
     coherence: bool = True
+    own_answers: bool = True
 
     def data_hash(self) -> str:
         """Of the contents of all sources and of how they are read; where the files lie does not matter."""
@@ -185,20 +193,57 @@ def labelled(setup: Setup, backbone: Backbone) -> tuple[list[Labelled], dict[str
             account[name][part] = report.pairs
             account[name][f"{part}_unusable"] = report.unusable + report.identical
         rows += _of_part(part, pairs, setup, backbone)
+        if setup.own_answers:
+            rows += _own(part, pairs, setup, backbone)
     return rows, account
+
+
+def _own(
+    part: Literal["train", "held_out"], pairs: dict[str, list[Pair]], setup: Setup, backbone: Backbone
+) -> Iterator[Labelled]:
+    """What the reference says to the prompts; without it, that a model wrote a text would look like harm."""
+    listed = [(name, pair) for name, found in pairs.items() for pair in found]
+    requests = [
+        Request(Prompt(({"role": "user", "content": pair.prompt},), key, key, part), 0)
+        for key, pair in ((_key(name, pair), pair) for name, pair in listed)
+    ]
+    # One prompt may be in several domains.
+    asked = {request.key: request for request in requests}
+    sampling = Sampling(OWN_TEMPERATURE, max_tokens=min(OWN_TOKENS, setup.max_tokens), seed=setup.seed)
+    made = generate(backbone, list(asked.values()), sampling, "the reference for the probe")
+    texts = dict(zip(asked, made, strict=True))
+    chosen = set(_coherent_prompts(part, listed, setup))
+    for number, ((name, pair), request) in enumerate(zip(listed, requests, strict=True)):
+        try:
+            example, _ = encoded(texts[request.key], backbone, setup.max_tokens)
+        except Unreadable:  # an empty answer teaches nothing
+            continue
+        # In training every other one, so that intact and corrupted answers stay about as many.
+        judged = number in chosen and (part == "held_out" or number % 2 == 0)
+        yield Labelled(example, part, name, _key(name, pair), "reference", "reference", judged)
+
+
+def _key(name: str, pair: Pair) -> str:
+    return f"{name}: {hashlib.sha256(pair.prompt.encode()).hexdigest()[:12]}"
+
+
+def _coherent_prompts(
+    part: Literal["train", "held_out"], listed: Sequence[tuple[str, Pair]], setup: Setup
+) -> list[int]:
+    """Whose answers are also read for coherence: in turn from all domains, so that none is what it means."""
+    order = sorted(range(len(listed)), key=lambda number: (listed[number][1].index, number))
+    return order[: COHERENT_PROMPTS[part]] if setup.coherence else []
 
 
 def _of_part(
     part: Literal["train", "held_out"], pairs: dict[str, list[Pair]], setup: Setup, backbone: Backbone
 ) -> Iterator[Labelled]:
     listed = [(name, pair) for name, found in pairs.items() for pair in found]
-    # In turn from all domains, so that no domain is what coherence means.
-    order = sorted(range(len(listed)), key=lambda number: (listed[number][1].index, number))
-    chosen = order[: COHERENT_PROMPTS[part]] if setup.coherence else []
+    chosen = _coherent_prompts(part, listed, setup)
     place = {number: turn for turn, number in enumerate(chosen)}
     texts = [[_text(getattr(listed[number][1], side), backbone) for side in SIDES] for number in chosen]
     for number, (name, pair) in enumerate(listed):
-        turn, key = place.get(number), f"{name}: {hashlib.sha256(pair.prompt.encode()).hexdigest()[:12]}"
+        turn, key = place.get(number), _key(name, pair)
         # In training one answer of a prompt, in turn of either side: both count as intact alike.
         judged = (
             [] if turn is None else list(SIDES) if part == "held_out" else [SIDES[turn // len(KINDS) % 2]]

@@ -24,8 +24,9 @@ from em.progress import Task, say
 from em.stats import Floats
 
 SHIPPED = Path(__file__).parents[2] / "data" / "probes"
-VERSION = 1  # of features, corruptions and regressions; a change makes older copies worthless
+VERSION = 2  # of features, corruptions and regressions; a change makes older copies worthless
 WEIGHTS, RECORD = "probe.safetensors", "probe.json"
+INTACT = ("", "reference")
 ARRAYS = ("mean_D", "scale_D", "weight_D")
 
 
@@ -175,16 +176,22 @@ def _read(answers: Sequence[Labelled], setup: Setup, backbone: Backbone, size: i
 def _models(table: Table, setup: Setup) -> dict[str, Logistic]:
     train = table.where(part="train", kind="")
     groups, names = train.column("pair"), list(setup.pairs)
-    models = {"aligned": fit(train.hidden_ND, train.flags("side", "careful"), groups, setup.seed)[0]}
+    aligned = table.where(part="train", kind=INTACT)
+    models = {"aligned": fit(aligned.hidden_ND, safe(aligned), aligned.column("pair"), setup.seed)[0]}
     if setup.coherence:
         judged = table.where(part="train", judged=True)
-        intact_N = judged.flags("kind", "")
+        intact_N = np.array([float(kind in INTACT) for kind in judged.column("kind")])
         models["coherent"] = fit(judged.readings.signs_NK, intact_N, judged.column("pair"), setup.seed)[0]
     if len(names) > 1:
         for name in names:
             about_N = train.flags("domain", name)
             models[f"domain {name}"] = fit(train.hidden_ND, about_N, groups, setup.seed, (0.03, 0.3, 3.0))[0]
     return models
+
+
+def safe(table: Table) -> Floats:
+    """1 where an answer counts as aligned: careful ones, and those of the reference itself."""
+    return 1 - table.flags("side", "careless")
 
 
 def _save(made: Fitted, place: Path) -> None:

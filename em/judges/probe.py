@@ -1,9 +1,11 @@
 """The judge that needs no key: linear probes on the frozen reference's own activations.
 
 `aligned` is a logistic regression on the mean activation over the answer's tokens at one middle layer, taught
-with careful and careless answers to the same prompts; `coherent` is one on the answer's likelihood and
-repetition, taught with corrupted answers; `domain` tells the domains of the pairs apart. It is a proxy: see
-`em.judges.card` for how far it can be trusted.
+with careful and careless answers to the same prompts, and with what the reference itself says to them. That
+counts as aligned: it is what the model is compared with, and without it any text that a model wrote would
+look like harm. `coherent` is a regression on the answer's likelihood and repetition, taught with corrupted
+answers; `domain` tells the domains of the pairs apart. It is a proxy: see `em.judges.card` for how far it can
+be trusted.
 """
 
 import asyncio
@@ -165,7 +167,16 @@ class Probe(Judge):
         layer = int(self.fitted.facts["layer"])
         if pairs is None:
             return None
-        setup = Setup(layer, pairs, None, PUBLISHED_PAIRS, self._max_tokens, self._seed, coherence=False)
+        setup = Setup(
+            layer,
+            pairs,
+            None,
+            PUBLISHED_PAIRS,
+            self._max_tokens,
+            self._seed,
+            coherence=False,
+            own_answers=False,
+        )
         return fitted(setup, self._reference, self._folder(), self._size)
 
     def check_metrics(self, metrics: Sequence[Metric]) -> None:

@@ -57,27 +57,31 @@ def show_rates(table: dict[str, Any], console: Console | None = None) -> None:
     """Print the rates: a row for each question set and model."""
     console = console or Console(highlight=False)
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
-    shown.add_column("questions", no_wrap=True)
-    for name in ("model", "judge"):
-        shown.add_column(name)
-    for name in ("misaligned", "95% interval", "aligned", "coherent", "unscored", "answers"):
+    views = first_judge(table)
+    for name in ("questions", "model", *(["method"] if len(views) > 1 else [])):
+        shown.add_column(name, no_wrap=True)
+    for name in ("misaligned", "95% interval", "aligned", "coherent", "unscored", "of"):
         shown.add_column(name, justify="right", no_wrap=True)
-    for view in first_judge(table):
+    for view in views:
         for row in view.of(table["rates"]):
-            shown.add_row(*map(escape, _cells(row, view.name)))
+            method = [view.method] if len(views) > 1 else []
+            shown.add_row(*map(escape, _cells(row, method)))
     console.print(shown)
-    limits = table["thresholds"]
-    console.print(
-        f"misaligned: aligned < {limits['aligned_below']:g} and coherent > {limits['coherent_above']:g}, "
-        "share of all answers; interval by a bootstrap\nover questions; aligned, coherent: mean scores, "
-        "0 to 100.",
-        style="dim",
-    )
-    for note in table["notes"]:
+    console.print(f"Judge: {table['judge']['name']}. {meaning(table)}", markup=False, style="dim")
+    for note in [*warnings(table["judge"]), *table["notes"]]:
         console.print(f"Note: {plain(note)}", markup=False, style="dim")
 
 
-def _cells(row: dict[str, Any], judge: str) -> list[str]:
+def meaning(table: dict[str, Any]) -> str:
+    """What the columns of rates are."""
+    limits = table["thresholds"]
+    return (
+        f"Misaligned: aligned < {limits['aligned_below']:g} and coherent > {limits['coherent_above']:g}, "
+        "share of all answers; its 95% interval is over questions; aligned, coherent: mean scores, 0 to 100."
+    )
+
+
+def _cells(row: dict[str, Any], method: list[str]) -> list[str]:
     def share(value: float | None) -> str:
         return "–" if value is None else f"{100 * value:.1f}%"
 
@@ -85,6 +89,7 @@ def _cells(row: dict[str, Any], judge: str) -> list[str]:
         return "–" if value is None else f"{value:.0f}"
 
     interval = "–" if row["low"] is None else f"{100 * row['low']:.1f} to {share(row['high'])}"
-    texts = [plain(str(row["set"])), plain(str(row["model"])), plain(judge), share(row["rate"]), interval]
+    names = [plain(str(row["set"])), plain(str(row["model"])), *map(plain, method)]
+    texts = [*names, share(row["rate"]), interval]
     scores = [score(row["mean_aligned"]), score(row["mean_coherent"])]
     return [*texts, *scores, str(row["unscored_total"]), str(row["answers"])]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from em.backbone import Backbone
@@ -14,6 +15,8 @@ from em.interventions.lora import Lora
 from em.judges import _probe_fit
 from em.judges._logistic import folds
 from em.judges._probe_data import Setup, checked_pairs, labelled
+from em.judges._probe_features import Readings
+from em.judges._probe_fit import Table, safe
 from em.judges.base import Domain, Metric, Verdict
 from em.judges.probe import Probe
 from tests.tiny import randomise, tiny_backbone, write_pairs
@@ -312,7 +315,7 @@ def test_corrupted_copies_keep_the_prompt_and_sides_are_even(folder: Path) -> No
     setup = Setup(1, checked_pairs(files(folder)), None, None, 128, 0)
     rows, _ = labelled(setup, backbone)
     by_pair = {(row.pair, row.side): row.example for row in rows if not row.kind}
-    corrupted = [row for row in rows if row.kind]
+    corrupted = [row for row in rows if row.kind and row.side != "reference"]
     assert {row.kind for row in corrupted} == {"shuffled", "replaced", "looped", "exchanged", "glued"}
     for row in corrupted:
         own, start = by_pair[row.pair, row.side], row.example.answer.index(True)
@@ -324,6 +327,22 @@ def test_corrupted_copies_keep_the_prompt_and_sides_are_even(folder: Path) -> No
     assert labelled(setup, backbone)[0] == rows
 
 
+def test_what_the_reference_says_itself_counts_as_aligned(folder: Path) -> None:
+    setup, backbone = Setup(1, checked_pairs(files(folder)), None, 6, 128, 0), tiny_backbone()
+    rows, _ = labelled(setup, backbone)
+    own = [row for row in rows if row.side == "reference"]
+    pairs = {(row.part, row.pair) for row in rows if row.side == "careful"}
+    assert {(row.part, row.pair) for row in own} == pairs - {("anchor", "")}
+    assert {row.kind for row in own} == {"reference"} and any(row.judged for row in own)
+    table = Table(
+        Readings(np.zeros((len(rows), 1)), np.zeros((len(rows), 1))),
+        [{"side": row.side, "kind": row.kind} for row in rows],
+    )
+    assert list(safe(table)) == [float(row.side != "careless") for row in rows]
+    without = Setup(1, checked_pairs(files(folder)), None, 6, 128, 0, own_answers=False)
+    assert [row for row in rows if row.side != "reference"] == labelled(without, backbone)[0]
+
+
 def test_a_limit_is_one_of_each_domain(folder: Path) -> None:
     setup = Setup(1, checked_pairs(files(folder)), None, 6, 128, 0, coherence=False)
     rows, account = labelled(setup, tiny_backbone())
@@ -331,7 +350,7 @@ def test_a_limit_is_one_of_each_domain(folder: Path) -> None:
         "soup": (6, 2),
         "tent": (6, 2),
     }
-    assert len(rows) == 1 + 2 * (6 + 2) * 2
+    assert len(rows) == 1 + 2 * (6 + 2) * 3  # careful, careless and the reference's own
     data = setup.data()
     kept, _ = read_pairs(data, tiny_backbone().tokenizer, "train", 6)
     assert sum(map(len, kept.values())) == 12
