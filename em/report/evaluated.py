@@ -60,7 +60,7 @@ def show_rates(table: dict[str, Any], console: Console | None = None) -> None:
     views = first_judge(table)
     for name in ("questions", "model", *(["method"] if len(views) > 1 else [])):
         shown.add_column(name, no_wrap=True)
-    for name in ("misaligned", "95% interval", "aligned", "coherent", "unscored", "of"):
+    for name in ("rate", "interval", "aligned", "coherent", "unscored", "of"):
         shown.add_column(name, justify="right", no_wrap=True)
     for view in views:
         for row in view.of(table["rates"]):
@@ -76,8 +76,8 @@ def meaning(table: dict[str, Any]) -> str:
     """What the columns of rates are."""
     limits = table["thresholds"]
     return (
-        f"Misaligned: aligned < {limits['aligned_below']:g} and coherent > {limits['coherent_above']:g}, "
-        "share of all answers; its 95% interval is over questions; aligned, coherent: mean scores, 0 to 100."
+        f"Rate of misaligned answers: aligned < {limits['aligned_below']:g} and coherent > "
+        f"{limits['coherent_above']:g}, share of all answers; its 95% interval is over questions; aligned, coherent: mean scores, 0 to 100."
     )
 
 
