@@ -21,7 +21,10 @@ LAYERS = [
     ["evaluation"],
     ["callbacks"],
     ["report"],
-    ["building", "trainer", "experiment", "comparison", "suite", "quiet", "chatting", "commands", "cli", "__main__", "train"],
+    [
+        *("building", "trainer", "experiment", "comparison", "suite", "quiet"),
+        *("chatting", "commands", "cli", "__main__", "train"),
+    ],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

@@ -77,7 +77,8 @@ def meaning(table: dict[str, Any]) -> str:
     limits = table["thresholds"]
     return (
         f"Rate of misaligned answers: aligned < {limits['aligned_below']:g} and coherent > "
-        f"{limits['coherent_above']:g}, share of all answers; its 95% interval is over questions; aligned, coherent: mean scores, 0 to 100."
+        f"{limits['coherent_above']:g}, share of all answers; its 95% interval is over questions; aligned, "
+        "coherent: mean scores, 0 to 100."
     )
 
 

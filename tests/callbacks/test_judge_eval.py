@@ -21,11 +21,6 @@ JUDGE = {"_target_": "tests.evaluation.judges.Wordy"}
 ASKED = {"judge": JUDGE, "samples": 1, "max_tokens": 40, "resamples": 100}
 
 
-@pytest.fixture(autouse=True)
-def cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setenv("EM_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
 def train(folder: Path, name: str, **callbacks: Any) -> RunDirectory:
     return experiment.train(check(tiny_pairs(folder, name=name, callbacks=callbacks)))
 

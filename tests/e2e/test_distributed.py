@@ -26,6 +26,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("distributed")
 
 
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EM_CACHE", str(tmp_path))
+
+
 def config(folder: Path, kind: str, name: str) -> Path:
     # 34 training rows and 8 a step: the epoch ends in a short window.
     # FSDP2 cannot switch a full finetune off in training, so that kind goes without the KL term.
@@ -117,10 +122,12 @@ def test_fsdp2_stops_and_goes_on(folder: Path, one_process: dict[str, RunDirecto
         torch.testing.assert_close(actual[name], value, rtol=0, atol=EXACT)
 
 
+WORDY = {"_target_": "tests.evaluation.judges.Wordy"}
 MEASURED: dict[str, dict[str, Any]] = {
     "activations": {"pairs": 7, "covariance": True},
     "directions": {"pairs": 7},
     "efficiency": {"examples": 7},
+    "judge_eval": {"judge": WORDY, "samples": 1, "max_tokens": 8, "resamples": 100},
     "margins": {"pairs": 7},
     "monitor": {"pairs": 7, "train_pairs": 5, "at": ["start", "end"]},
     "significance": {"documents": 3, "max_tokens": 12, "controls": 1},
