@@ -24,6 +24,7 @@ def notes(
         *_questions(groups),
         *_methods(groups),
         *[note for row in rates for note in _answers(row)],
+        *_cut_off(rates),
         *_arms(rates),
         *_apart(groups, pairs),
         *[note for row in differences for note in _pair(row)],
@@ -95,6 +96,17 @@ def _apart(groups: Mapping[Key, Group], pairs: Sequence[tuple[str, str]]) -> lis
     return found
 
 
+def _cut_off(rates: Sequence[Row]) -> list[str]:
+    """One sentence: with a low limit it is true of every model and set."""
+    cut = {(row["model"], row["set"]): row["length_cut"] for row in rates}
+    told = [
+        f"{share:.1%} of {model} on {name}"
+        for (model, name), share in cut.items()
+        if share is not None and share > CUT_SHARE
+    ]
+    return [f"Answers were cut off at the length limit: {', '.join(told)}."] if told else []
+
+
 def _who(row: Row) -> str:
     return f"{row['model']} on {row['set']} by {row['judge']} ({row['method']})"
 
@@ -115,8 +127,6 @@ def _answers(row: Row) -> list[str]:
             f"{who}: {amount} answer is misaligned, so the interval over questions has no width; read "
             "Wilson's."
         )
-    if row["length_cut"] is not None and row["length_cut"] > CUT_SHARE:
-        found.append(f"{who}: {row['length_cut']:.1%} of the answers were cut off at the length limit.")
     if row["any_of_k"]["value"] is None:
         found.append(f"{who}: a prompt has fewer than {row['any_of_k']['k']} samples: no any-of-k.")
     return found

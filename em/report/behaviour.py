@@ -16,6 +16,18 @@ from em.report.page import Page, Section
 Raw = dict[str, Any]
 SENTENCES = 4  # rates told in the summary
 WARNINGS = 6  # notes before everything else; the others stand in the section
+# Of a judge: what only tells a machine whether two are the same.
+UNTOLD = (
+    "limit",
+    "max_tokens",
+    "seed",
+    "version",
+    "data",
+    "fingerprint",
+    "pairs",
+    "attempts",
+    "top_logprobs",
+)
 LONGEST = 300  # characters of one fact
 DENOMINATOR = (
     "Every rate is a share of all answers; an answer without a score stays in the denominator and does not "
@@ -116,12 +128,17 @@ def _first(notes: list[str]) -> list[str]:
 
 
 def judge_facts(judge: Raw) -> list[tuple[str, str]]:
-    """Names and values of all that a judge says of itself, one line for each."""
-    return [(f"judge {name}".strip(), shorten(value, LONGEST)) for name, value in _flat(judge)]
+    """Names and values of what a judge says of itself, one line for each; evaluation.json has the rest."""
+    told = {
+        key: value for key, value in judge.items() if key not in UNTOLD and value not in (None, "", [], {})
+    }
+    return [(f"judge {name}".strip(), shorten(value, LONGEST)) for name, value in _flat(told)]
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and value.keys() == {"value", "low", "high"}:
+        yield name, f"{number(value['value'])} [{number(value['low'])}, {number(value['high'])}]"
+    elif isinstance(value, Mapping):
         for key, one in value.items():
             yield from _flat(one, f"{name} {key}".strip().replace("_", " "))
     elif isinstance(value, (list, tuple)) and any(isinstance(one, (Mapping, list, tuple)) for one in value):

@@ -205,7 +205,7 @@ def test_other_scores_and_ends_of_answers() -> None:
     row = only(table["rates"], model="m")
     assert row["domain_rate"] == 1 / 3 and row["mean_harm"] == 40
     assert row["length_cut"] == 2 / 3 and row["mean_tokens"] == 240, "what is unknown is no zero"
-    assert any("66.7% of the answers were cut off" in note for note in table["notes"])
+    assert "Answers were cut off at the length limit: 66.7% of m on first." in table["notes"]
 
 
 def test_a_judge_that_was_not_asked_gives_no_rate() -> None:

@@ -119,7 +119,6 @@ def test_judge_facts_are_one_line_each() -> None:
         ("judge parts 1 hash", "ab"),
         ("judge parts 2 hash", "none"),
         ("judge prompt text", f"{'x' * 150}…{'x' * 149}"),
-        ("judge options", "none"),
         ("judge pair", "1, 2"),
     ]
 
