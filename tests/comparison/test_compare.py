@@ -22,7 +22,7 @@ from em.loading import load_backbone
 from tests.comparison.conftest import Runs
 from tests.comparison.trained import SMALL, files, set_manifest, tables
 
-SECTIONS = set(get_args(Section))
+SECTIONS = set(get_args(Section)) - {"behaviour"}  # these runs were not asked; see test_behaviour.py
 
 
 def config(**changes: Any) -> CompareConfig:

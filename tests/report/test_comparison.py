@@ -249,6 +249,6 @@ def test_erasing_takes_what_the_page_links_to(tmp_path: Path) -> None:
 
 def test_what_is_needed_covers_every_section(tmp_path: Path) -> None:
     listed = {name for *_, names in comparison.SECTIONS for name in names}
-    assert set(comparison.NEEDED) == listed | {"solutions"}
+    assert set(comparison.NEEDED) == listed | {"solutions", "behaviour", "behaviour_answers"}
     with pytest.raises(RunError, match="no tables/solutions.json"):
         write_report(tmp_path)
