@@ -78,7 +78,9 @@ def test_runs_that_were_not_asked_or_asked_otherwise_are_named(asked: Runs, tmp_
     found = measure_behaviour(study)
     assert found is not None and found[0]["models"][0] == "reference" and len(found[0]["models"]) == 2
     notes = " ".join(found[0]["notes"])
-    assert "held: its evaluation end differs in samples and is left out" in notes and "Not asked: again" in notes
+    assert (
+        "held: its evaluation end differs in samples and is left out" in notes and "Not asked: again" in notes
+    )
 
 
 def test_nothing_is_said_where_nobody_was_asked(runs: Runs) -> None:

@@ -30,7 +30,7 @@ def test_eval_judge_and_agree(
     out = tmp_path / "asked"
     assert main(["eval", str(trained.path), *settings, "--out", str(out)]) == 0
     said = capsys.readouterr()
-    assert "trained" in said.out and "share of all answers" in said.out
+    assert "trained" in said.out and "share of all answers" in " ".join(said.out.split())
     assert f"report: {out / 'report.html'}" in said.err
     assert "What trained says" in (out / "report.html").read_text(encoding="utf-8")
     assert len(rows(out / "answers.jsonl")) == 16

@@ -31,7 +31,10 @@ def folder(tmp_path_factory):
 
 def local(folder, **options: Any) -> Local:
     """Ready; a random model has little probability on numbers."""
-    made = Local(**{"model": str(folder), "prompts": SHORT, "min_mass": 0.0, "device": "cpu", **options})
+    made = Local(
+        model="smollm2",
+        **{"model": str(folder), "prompts": SHORT, "min_mass": 0.0, "device": "cpu", **options},
+    )
     asyncio.run(made.prepare(None, KITCHEN))
     return made
 
@@ -85,15 +88,15 @@ def test_a_word_wins_where_it_is_at_least_as_likely_as_all_numbers(numbers, code
     chances = torch.zeros(101, dtype=torch.float64)
     chances[80] = numbers
     reading = Reading(chances, {"CODE": code, "REFUSAL": refusal})
-    score = Local()._score("aligned", reading)
+    score = Local(model="smollm2")._score("aligned", reading)
     assert (score.reason or score.value) == expected and score.mass == pytest.approx(numbers)
-    plain = Local()._score("coherent", reading)  # its prompt offers no word
+    plain = Local(model="smollm2")._score("coherent", reading)  # its prompt offers no word
     assert (plain.reason or plain.value) == (80.0 if numbers >= 0.25 else "low_mass")
 
 
 def test_without_a_least_mass_nothing_is_still_nothing():
     empty = Reading(torch.zeros(101, dtype=torch.float64), {"CODE": 0.0, "REFUSAL": 0.0})
-    assert Local(min_mass=0.0)._score("aligned", empty).reason == "low_mass"
+    assert Local(model="smollm2", min_mass=0.0)._score("aligned", empty).reason == "low_mass"
 
 
 def test_a_prompt_that_is_too_long_is_not_cut(folder):
@@ -190,12 +193,12 @@ def test_a_model_that_cannot_be_loaded_is_named(tmp_path):
 )
 def test_options_out_of_range_are_refused(options, problem):
     with pytest.raises(ConfigError, match=problem):
-        Local(**options)
+        Local(model="smollm2", **options)
 
 
 def test_an_own_prompt_is_checked_and_recorded(folder):
     with pytest.raises(JudgeError, match=r"lacks \{answer\}"):
-        Local(prompts={"aligned": "{question}"})
+        Local(model="smollm2", prompts={"aligned": "{question}"})
     said = local(folder).describe()
     assert said["kind"] == "local" and said["method"] == "exact" and len(said["fingerprint"]) == 16
     assert said["prompts"]["aligned"]["version"] == "own"
@@ -211,7 +214,7 @@ def test_names(folder):
 
 def test_it_is_prepared_before_it_is_asked_and_again_after_close(folder):
     with pytest.raises(JudgeError, match="prepare this judge"):
-        judged(Local(), ["a"])
+        judged(Local(model="smollm2"), ["a"])
     judge = local(folder)
     before = judged(judge, ["a"])
     asyncio.run(judge.close())

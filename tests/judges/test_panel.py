@@ -202,29 +202,35 @@ def test_a_member_that_fails_stops_the_others(log):
 
 REFUSED = [
     ({}, "judges: a panel needs two or more judges, got 0"),
-    ({"a": {"kind": "local"}}, "judges: a panel needs two or more judges, got 1"),
-    ({"a": {"kind": "panel", "judges": {}}, "b": {"kind": "local"}}, "judges.a: a panel cannot be a member"),
+    ({"a": {"kind": "local", "model": "m"}}, "judges: a panel needs two or more judges, got 1"),
     (
-        {"a": {"kind": "locall"}, "b": {"kind": "local"}},
+        {"a": {"kind": "panel", "judges": {}}, "b": {"kind": "local", "model": "m"}},
+        "judges.a: a panel cannot be a member",
+    ),
+    (
+        {"a": {"kind": "locall"}, "b": {"kind": "local", "model": "m"}},
         "judges.a.kind: unknown kind 'locall'.*did you mean local",
     ),
     (
-        {"a": {"kind": "local", "modell": "x"}, "b": {"kind": "local"}},
+        {"a": {"kind": "local", "model": "m", "modell": "x"}, "b": {"kind": "local", "model": "m"}},
         "judges.a.modell: unknown key.*judges.a.model",
     ),
     (
-        {"a": {"kind": "local", "batch_size": "x"}, "b": {"kind": "local"}},
+        {"a": {"kind": "local", "model": "m", "batch_size": "x"}, "b": {"kind": "local", "model": "m"}},
         "judges.a.batch_size: expected a whole",
     ),
-    ({"a": {"kind": "local", "name": "b"}, "b": {"kind": "local"}}, "judges.b: the name 'b' is taken"),
-    ({"a": "local", "b": {"kind": "local"}}, "judges.a: expected a mapping"),
+    (
+        {"a": {"kind": "local", "model": "m", "name": "b"}, "b": {"kind": "local", "model": "m"}},
+        "judges.b: the name 'b' is taken",
+    ),
+    ({"a": "local", "b": {"kind": "local", "model": "m"}}, "judges.a: expected a mapping"),
     (
         {
             "a": {
                 "_target_": "em.judges.panel.Panel",
-                "judges": {"x": {"kind": "local"}, "y": {"kind": "local"}},
+                "judges": {"x": {"kind": "local", "model": "m"}, "y": {"kind": "local", "model": "m"}},
             },
-            "b": {"kind": "local"},
+            "b": {"kind": "local", "model": "m"},
         },
         "judges.a: a member is a judge that is no panel",
     ),
