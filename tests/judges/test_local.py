@@ -31,10 +31,7 @@ def folder(tmp_path_factory):
 
 def local(folder, **options: Any) -> Local:
     """Ready; a random model has little probability on numbers."""
-    made = Local(
-        model="smollm2",
-        **{"model": str(folder), "prompts": SHORT, "min_mass": 0.0, "device": "cpu", **options},
-    )
+    made = Local(**{"model": str(folder), "prompts": SHORT, "min_mass": 0.0, "device": "cpu", **options})
     asyncio.run(made.prepare(None, KITCHEN))
     return made
 
