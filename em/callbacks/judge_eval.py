@@ -1,6 +1,5 @@
 """What the model says: answers to a question set during or after training, judged and counted."""
 
-import asyncio
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +11,10 @@ from em.config.schema import Component
 from em.datamodules.chat import ChatData
 from em.errors import ConfigError
 from em.evaluation.evaluate import evaluate
+from em.evaluation.judging import check_judge
 from em.evaluation.plan import Plan, make_plan
 from em.evaluation.processes import Processes
 from em.evaluation.stored import read_evaluation, readable_answers
-from em.judges.base import Judge
 from em.progress import is_main_process, say
 
 
@@ -104,10 +103,8 @@ class JudgeEval(MeasurementCallback):
         names = [one.name for one in self._plan.sets]
         if self.stop_questions is not None and self.stop_questions not in names:
             raise ConfigError(f"stop_questions: {self.stop_questions!r} is not among {', '.join(names)}")
-        judge = self._plan.judge
-        if is_main_process() and not judge.reads_backbone:
-            # An unreachable endpoint or a missing key is found now, not after hours of training.
-            asyncio.run(_prepared_once(judge, self._plan))
+        if is_main_process():
+            check_judge(self._plan.judge, self._plan.domain)
 
     def _made(self, data: ChatData) -> Plan:
         training = data.training_domains[0] if data.training_domains else None
@@ -146,13 +143,6 @@ class JudgeEval(MeasurementCallback):
         if rate is not None and rate > self.stop_above:
             self.stop_reason = f"{self.name}: the rate on {watched} is {rate:.3f}, above {self.stop_above}"
             say(f"training ends at step {context.step}; {self.stop_reason}")
-
-
-async def _prepared_once(judge: Judge, plan: Plan) -> None:
-    try:
-        await judge.prepare(None, plan.domain)
-    finally:
-        await judge.close()
 
 
 def _rates(table: dict[str, Any], judge: str) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ def run(parsed: argparse.Namespace) -> int:
     from em import runs
     from em.datamodules.chat import training_domains
     from em.evaluation.evaluate import evaluate
+    from em.evaluation.judging import check_judge
     from em.evaluation.plan import make_plan
     from em.progress import say
     from em.quiet import quiet
@@ -41,6 +42,7 @@ def run(parsed: argparse.Namespace) -> int:
     record = runs.read(parsed.run)
     training = next(iter(training_domains(record.config.data)), None)
     plan = make_plan(config, record.config.data.root, training)
+    check_judge(plan.judge, plan.domain)
     loaded = runs.load(parsed.run) if plan.reads_model else None
     backbone, intervention = (None, None) if loaded is None else (loaded.backbone, loaded.intervention)
     folder = parsed.out or parsed.run / "eval" / _name(plan)

@@ -39,6 +39,25 @@ def judge_answers(
     return asyncio.run(_judge(judge, answers, metrics, path, backbone, domain))
 
 
+def check_judge(judge: Judge, domain: Domain | None) -> None:
+    """Prepare what needs no model in memory, and close it again: a missing key is found before hours of work.
+
+    Raises:
+        JudgeError: no key, an endpoint that cannot be reached …
+    """
+    members = list(judge.members.values()) if isinstance(judge, Panel) else [judge]
+    for one in members:
+        if not one.reads_backbone:
+            asyncio.run(_prepared_once(one, domain))
+
+
+async def _prepared_once(judge: Judge, domain: Domain | None) -> None:
+    try:
+        await judge.prepare(None, domain)
+    finally:
+        await judge.close()
+
+
 async def _judge(
     judge: Judge,
     answers: Sequence[Answer],

@@ -85,6 +85,15 @@ def test_settings_start_from_the_callback_of_the_run(
     assert "samples: expected a whole number" in said and "sample: unknown key" in said
 
 
+def test_a_judge_that_cannot_judge_is_found_before_anything_is_asked(
+    trained: RunDirectory, settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refusing = "judge={_target_: tests.evaluation.judges.Wordy, refuses: true}"
+    assert main(["eval", str(trained.path), *settings[:-1], refusing, "--out", str(tmp_path / "out")]) == 1
+    assert "give it a key" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
