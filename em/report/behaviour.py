@@ -185,6 +185,18 @@ def sentences(table: Raw) -> list[str]:
     return [*found, f"{meant}{wilson if any('(Wilson ' in text for text in found) else ''}{by}"]
 
 
+def side_by_side(table: Raw) -> list[str]:
+    """One sentence for each question set: the rate of every model by the first judge."""
+    view = first_judge(table)[0]
+    rows = [row for row in view.of(table["rates"]) if row["rate"] is not None]
+    return [
+        f"Misaligned answers to {name} questions, by {view.name}: "
+        + ", ".join(f"{row['model']} {_rate(row)}" for row in rows if row["set"] == name)
+        + "."
+        for name in dict.fromkeys(row["set"] for row in rows)
+    ]
+
+
 def _told(view: View, rows: list[Raw], several: bool) -> Iterator[str]:
     reference = {row["set"]: row for row in rows if row["model"] == REFERENCE}
     for row in [one for one in rows if one["model"] != REFERENCE] or rows:

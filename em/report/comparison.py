@@ -8,7 +8,7 @@ from typing import Any
 from em.errors import RunError
 from em.figures.model import Table
 from em.figures.sections import figures
-from em.report.behaviour import behaviour_section
+from em.report.behaviour import behaviour_section, side_by_side
 from em.report.behaviour_more import warnings
 from em.report.page import Page, Section, write_page
 from em.report.summary import headline, number, sentences
@@ -109,15 +109,16 @@ def write_report(folder: Path) -> Path:
         for ident, title, text, names in SECTIONS
     ]
     warned: list[str] = []
+    said: list[str] = []
     if "behaviour" in tables and "behaviour_answers" in tables:
         behaviour, answers = tables["behaviour"], tables["behaviour_answers"]["answers"]
         source = "answers.jsonl in the eval/ folder of each run"
-        warned = warnings(behaviour["judge"])
+        warned, said = warnings(behaviour["judge"]), side_by_side(behaviour)
         made = behaviour_section(behaviour, answers, behaviour["judge"], arms=arms, source=source)
         sections.insert(BEFORE_BEHAVIOUR, made)
     page = Page(
         title=" against ".join(groups) if len(groups) <= 3 else f"{len(groups)} solutions compared",
-        summary=sentences(tables),
+        summary=[*sentences(tables), *said],
         facts=_facts(tables, folder),
         headline=headline(tables),
         sections=[section for section in sections if section.figures or section.tables or section.notes],

@@ -55,6 +55,7 @@ def test_the_table_is_that_of_all_answers_with_the_reference_once(asked: Runs, t
     assert {row["arm"] for row in table["seeds"]["rates"]} == {"reference", "free", "held"}
     assert len(found["behaviour_answers"]["answers"]) == 4 * 16
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Misaligned answers to open questions, by wordy" in page
     assert "Behaviour: judged answers" in page and "Rates over training seeds" in page
 
 
