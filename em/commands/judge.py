@@ -1,9 +1,17 @@
 """python -m em judge"""
 
 import argparse
+import re
 from pathlib import Path
 
 from em.commands._common import Commands, add_judging, agreed
+from em.errors import ConfigError
+
+# Settings of an evaluation that mean nothing where the answers are there already.
+ASKING = (
+    *("questions", "samples", "temperature", "top_p", "max_tokens", "stop", "batch_size", "endpoint"),
+    *("reference", "judge_prompts", "direction"),
+)
 
 
 def add(commands: Commands) -> None:
@@ -22,6 +30,12 @@ def add(commands: Commands) -> None:
 def run(parsed: argparse.Namespace) -> int:
     from em.config import load_evaluation
 
+    foreign = [text for text in parsed.settings if re.split(r"[.=]", text)[0] in ASKING]
+    if foreign:
+        raise ConfigError(
+            f"{', '.join(foreign)}: concerns how a run is asked, but these answers are given; use "
+            "`python -m em eval`, or leave it out"
+        )
     config = agreed(load_evaluation(None, parsed.settings), parsed.yes)
 
     from em import runs

@@ -1,7 +1,6 @@
 """Verdicts on disk: one line for each answer, written as soon as it is known."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -108,8 +107,3 @@ def from_row(row: dict[str, Any]) -> Verdict:
     scores = {metric: Score(**score) for metric, score in row["scores"].items()}
     members = {name: from_row(one) for name, one in row.get("members", {}).items()}
     return Verdict(row["judge"], scores, members)
-
-
-def in_order(keys: Sequence[str], verdicts: dict[str, Verdict]) -> list[Verdict]:
-    """The verdicts of some answers; all of them must be there."""
-    return [verdicts[key] for key in keys]
