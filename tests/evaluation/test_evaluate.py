@@ -167,3 +167,22 @@ def test_settings_that_cannot_be_used_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         plan_of(folder, **changes)
+
+
+def test_the_prompts_of_a_question_file_replace_those_of_the_project(tmp_path: Path) -> None:
+    row = {"id": "a", "paraphrases": ["A?"], "judge_prompts": {"aligned": "X {question} {answer}"}}
+    path = tmp_path / "own.yaml"
+    path.write_text(json.dumps([row]), encoding="utf-8")
+    options = {
+        "questions": [str(path)],
+        "judge_prompts": "questions",
+        "judge": {"kind": "local", "model": "m"},
+    }
+    with pytest.raises(ConfigError, match="has none for coherent, only for aligned"):
+        make_plan(evaluation(options))
+    row["judge_prompts"]["coherent"] = "Y {question} {answer}"  # type: ignore[index]
+    path.write_text(json.dumps([row]), encoding="utf-8")
+    prompts = make_plan(evaluation(options)).judge.describe()["prompts"]
+    assert [prompts[metric]["version"] for metric in ("aligned", "coherent")] == ["own", "own"]
+    with pytest.raises(ConfigError, match="needs judge.kind openai or local, got probe"):
+        make_plan(evaluation({**options, "judge": {"kind": "probe"}}))
