@@ -15,9 +15,12 @@ from em.hooks import keyed_seed
 from em.interventions._fixed import FixedIntervention
 from em.interventions.base import Intervention
 from em.loading import load_backbone, load_tokenizer
+from em.modules.frozen import FrozenStates
+from em.modules.schedules import kl_factor
 from em.modules.sft import SFTModule
 from em.progress import say
 from em.runs import RunDirectory
+from em.states.uses import uses_of
 
 
 @dataclass
@@ -97,9 +100,26 @@ def build_experiment(config: Config, run: RunDirectory, backbone: Backbone | Non
     made = Experiment(config, run, backbone, intervention, during_training, data, module, [])
     with ExitStack() as undo:
         undo.callback(made.detach)
+        module.frozen = frozen_states(made)
         made.callbacks += prepared_callbacks(config, run, backbone, data)
         undo.pop_all()
     return made
+
+
+def frozen_states(made: Experiment) -> FrozenStates | None:
+    """What of the frozen model a run stores; nothing of it is computed yet.
+
+    Raises:
+        ConfigError: something that it shall store does not exist.
+    """
+    config, data = made.config, made.data
+    if config.states.reference == config.states.lower == "never":
+        return None
+    schedule = config.kl.schedule
+    uses = uses_of(data.sft, data.kl, data.steps, lambda step: kl_factor(schedule, step, data.steps) > 0)
+    lowest = min(each.lowest_layer() for each in (made.intervention, *made.during_training))
+    everywhere = config.kl.positions == "all"
+    return FrozenStates(config.states, made.backbone, uses, lowest, everywhere, data.pad, config.seed)
 
 
 def prepared_callbacks(

@@ -33,6 +33,10 @@ class RunError(EmError):
     """A run directory that is finished, foreign, incomplete or not writable."""
 
 
+class StateError(EmError):
+    """Stored states of the frozen model that cannot be written, or that are not what they should be."""
+
+
 class TrainingError(EmError):
     """Training cannot go on, for example because the loss is not finite."""
 

@@ -40,7 +40,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     nn.Module.to(model, _device(config.device))
-    return Backbone(model, tokenizer, config.model)
+    return Backbone(model, tokenizer, config.model, config.packing)
 
 
 def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:

@@ -29,7 +29,10 @@ if TYPE_CHECKING:  # runs stands left of interventions; at run time they are bui
 
 State = Literal["fresh", "resumable", "finished"]
 # Keys that change where a run happens or is logged, but not what it computes.
-NEUTRAL = ("overwrite", "runs_dir", "wandb", "compare", "backbone.device", "trainer.checkpoint_every_n_steps")
+NEUTRAL = (
+    *("overwrite", "runs_dir", "wandb", "compare", "states", "backbone.device"),
+    "trainer.checkpoint_every_n_steps",
+)
 
 
 class RunDirectory:

@@ -10,10 +10,13 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     ["errors"],
     ["config", "hooks", "stats", "proportions", "files", "progress"],
+    ["packing"],
     ["backbone", "loading", "chat", "origin", "runs"],
     ["datamodules"],
+    ["states"],
     ["interventions"],
     ["modules"],
+    ["planning"],
     ["generation"],
     ["judges"],
     ["measurements"],
@@ -22,8 +25,8 @@ LAYERS = [
     ["callbacks"],
     ["report"],
     [
-        *("building", "trainer", "experiment", "comparison", "suite", "quiet"),
-        *("chatting", "commands", "cli", "__main__", "train"),
+        *("building", "trainer", "experiment", "comparison", "suite", "suite_status", "suite_tables"),
+        *("quiet", "chatting", "commands", "cli", "__main__", "train"),
     ],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -132,6 +132,7 @@ def tiny_config(folder: Path, **changes: Any) -> dict[str, Any]:
         "optimizer": {"lr": 1.0e-2, "warmup_steps": 1},
         "trainer": {"epochs": None, "max_steps": 4, "accelerator": "cpu"},
         "wandb": {"mode": "none"},
+        "states": {"folder": str(folder / "states")},
     }
     return merge(raw, changes)
 

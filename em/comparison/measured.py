@@ -110,6 +110,7 @@ def measure(study: Study, name: str, panels: Panels) -> Measured:
     with (
         Task(f"{name}: {', '.join(sections)}", total) as task,
         record.adapted(study.backbone) as intervention,
+        intervention.merged(),
     ):
         taker = _Taker(study, name, panels, intervention, found, task)
         for section in sections:

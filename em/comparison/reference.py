@@ -133,7 +133,7 @@ def _embeddings(study: Study, prompts: list[list[int]], shared: int) -> Floats:
     found = np.zeros((len(prompts), backbone.hidden_size))
     for rows in batched(examples, PAIR_ROWS, study.pad, range(len(examples))):
         moved = rows.to(backbone.device)
-        lower = backbone.run_lower(moved.input_ids_BT, backbone.num_layers // 2)
+        lower = backbone.run_lower(moved.input_ids_BT, backbone.num_layers // 2, moved.length_B)
         assert lower is not None  # a study is never sharded, and its model has more than one layer
         own_BT = moved.real_BT.double()
         own_BT[:, :shared] = 0

@@ -1,8 +1,7 @@
 """From a YAML file and overrides to checked configurations: one experiment, or a suite of members."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from em.config.check import check
 from em.config.facts import ModelFacts, model_facts
+from em.config.members import Override, decided, grouped, members_of, override
 from em.config.schema import BackboneConfig, Config
+from em.config.sweep import Point, overridden, points
 from em.config.values import show
 from em.config.yaml_files import first_line, merge, read_extended
 from em.errors import ConfigError
-
-Override = tuple[str, dict[str, Any]]  # the text, and the mapping it stands for
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,10 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment | Suite:
     """Read, merge, resolve and check a configuration.
 
     A file may extend others (`extends: base.yaml`, or a list), relative to itself; it is a suite if it has
-    `members`. The key `description` is free text. An override `kl.weight=3` applies to every member,
-    `members.narrow.kl.weight=3` to one and over the former; `members.narrow=null` drops one.
+    `members` or `sweep` (em/config/sweep.py); with both, every member is crossed with the sweep. The key
+    `description` is free text. An override `kl.weight=3` applies to every member,
+    `members.narrow.kl.weight=3` to one and over the former; `members.narrow=null` drops one;
+    `sweep.kl.weight=[0.1,1]` replaces a list.
 
     Raises:
         ConfigError: all problems of the configuration, or of all members, at once.
@@ -57,10 +58,15 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment | Suite:
     for_members: list[Override] = []
     for text in overrides:
         part = override(text)
-        if "members" in part and "members" not in raw:
-            raise ConfigError(f"{text}: {path} is not a suite; it has no members")
-        (for_members if "members" in part else everywhere).append((text, part))
-    if "members" in raw:
+        if "sweep" in part:
+            raw["sweep"] = overridden(raw.get("sweep"), text, part["sweep"])
+        else:
+            (for_members if "members" in part else everywhere).append((text, part))
+    if raw.get("sweep") is None:
+        raw.pop("sweep", None)
+    if for_members and not raw.keys() & {"members", "sweep"}:
+        raise ConfigError(f"{for_members[0][0]}: {path} is not a suite; it has no members")
+    if raw.keys() & {"members", "sweep"}:
         return _suite(path, raw, everywhere, for_members)
     plain, config, problems = _checked(reduce(merge, (part for _, part in everywhere), raw))
     if config is None:
@@ -102,25 +108,16 @@ def load_comparison(run: Path, conf: Path | None, overrides: Iterable[str]) -> C
     return check(_resolved(raw), files=False)
 
 
-def override(text: str) -> dict[str, Any]:
-    key, equals, _ = text.partition("=")
-    if not equals or not all(key.strip().split(".")):
-        raise ConfigError(f"{text}: expected an override such as kl.weight=0.1")
-    try:
-        part = OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=False)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{text}: the value is not valid YAML; quote it for the shell") from error
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{text}: {first_line(error)}") from error
-    assert isinstance(part, dict)
-    return {str(name): value for name, value in part.items()}
-
-
 def _suite(path: Path, raw: dict[str, Any], everywhere: list[Override], for_members: list[Override]) -> Suite:
     parts = [part for _, part in everywhere]
-    shared = reduce(merge, parts, {key: value for key, value in raw.items() if key != "members"})
+    rest = {key: value for key, value in raw.items() if key not in ("members", "sweep")}
+    shared = reduce(merge, parts, rest)
     name = _suite_name(path, shared)
-    members = _members(path, raw["members"], for_members)
+    swept = points(raw["sweep"]) if "sweep" in raw else [Point("", {})]
+    lost = [line for text, part in everywhere for line in decided(text, swept, part)]
+    if lost:
+        raise ConfigError(lost)
+    members = members_of(path, raw, swept, for_members)
     plain, configs, problems = {}, {}, {}
     for member, layers in members.items():
         body: dict[str, Any] = reduce(merge, [layers[0], *parts, *layers[1:]], shared)
@@ -130,7 +127,7 @@ def _suite(path: Path, raw: dict[str, Any], everywhere: list[Override], for_memb
         if config is not None:
             configs[member] = config
     if any(problems.values()):
-        raise ConfigError(_grouped(problems))
+        raise ConfigError(grouped(problems))
     return Suite(name, path, configs, {"name": name, "members": plain})
 
 
@@ -142,50 +139,6 @@ def _suite_name(path: Path, shared: dict[str, Any]) -> str:
     if not isinstance(name, str):
         raise ConfigError(f"{path}: name: expected text, got {show(name)}")
     return name
-
-
-def _members(path: Path, raw: Any, overrides: list[Override]) -> dict[str, list[dict[str, Any]]]:
-    """For every member that is not dropped, what the file says of it and then each override."""
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: members: expected a mapping of names to differences, got {show(raw)}")
-    found = {str(member): [own] for member, own in raw.items() if own is not None}
-    for text, part in overrides:
-        given = part["members"]
-        if not isinstance(given, dict):
-            raise ConfigError(f"{text}: expected members.NAME.KEY=VALUE, or members.NAME=null")
-        for member, over in given.items():
-            if str(member) not in found:
-                near = get_close_matches(str(member), found, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"members: {', '.join(found)}"
-                raise ConfigError(f"{text}: {path} has no member {member!r}; {hint}")
-            if over is None:
-                del found[str(member)]
-            else:
-                found[str(member)].append(over)
-    problems = [line for member, layers in found.items() for line in _member_problems(member, layers)]
-    if not found:
-        problems.append(f"{path}: members: none is left; a suite needs at least one")
-    if problems:
-        raise ConfigError(problems)
-    return found
-
-
-def _member_problems(member: str, layers: list[Any]) -> Iterator[str]:
-    for layer in layers:
-        if not isinstance(layer, dict):
-            yield f"members.{member}: expected a mapping, got {show(layer)}"
-        elif "name" in layer:
-            yield f"members.{member}.name: a member is named after its key; remove it"
-
-
-def _grouped(problems: dict[str, list[str]]) -> list[str]:
-    """Every line once; one that only some members have is prefixed by their names."""
-    lines = dict.fromkeys(line for listed in problems.values() for line in listed)
-    owners = {line: [member for member, listed in problems.items() if line in listed] for line in lines}
-    return [
-        line if len(owned) == len(problems) else f"{', '.join(owned)}: {line}"
-        for line, owned in owners.items()
-    ]
 
 
 def _checked(raw: dict[str, Any]) -> tuple[dict[str, Any], Config | None, list[str]]:

@@ -46,6 +46,7 @@ BOUNDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "trainer.log_every_n_steps": AT_LEAST_1,
     "trainer.checkpoint_every_n_steps": AT_LEAST_1,
     "trainer.threads": AT_LEAST_1,
+    "states.disk_gb": ABOVE_0,
 }
 
 # One pair has no direction: its reliability is that of one half of the pairs with the other.
@@ -206,6 +207,18 @@ def reference(config: Config, facts: ModelFacts | None) -> Iterator[str]:
         )
 
 
+def stored_states(config: Config, facts: ModelFacts | None) -> Iterator[str]:
+    states = config.states
+    for key, value in (("reference", states.reference), ("lower", states.lower)):
+        if value == "always" and config.trainer.strategy == "fsdp2":
+            yield (
+                f"states.{key}: always is not possible under trainer.strategy=fsdp2, which runs whole passes "
+                "only; set it to auto or never"
+            )
+    if states.reference == "always" and config.kl.weight == 0:
+        yield "states.reference: always needs a KL term, but kl.weight is 0; set it to auto or never"
+
+
 def during_training(config: Config) -> Iterator[tuple[str, Component]]:
     """The interventions of training only, with their keys."""
     for index, component in enumerate(config.during_training):
@@ -293,6 +306,7 @@ RULES: tuple[Rule, ...] = (
     duration,
     early_stop,
     reference,
+    stored_states,
     trained_or_fixed,
     layers,
     intervals,

@@ -31,6 +31,8 @@ class BackboneConfig:
     device: str = "auto"  # auto, cpu, cuda, cuda:1; only for a single process
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     gradient_checkpointing: bool = False
+    # run rows without padding; auto: on a CPU, where a GPU prefers few large kernels
+    packing: Literal["auto", "always", "never"] = "auto"
 
 
 @dataclass
@@ -155,6 +157,19 @@ class TrainerConfig:
 
 
 @dataclass
+class StatesConfig:
+    """Hidden states of the frozen model on disk: later steps, epochs and runs need no pass for them."""
+
+    # final states of KL rows, in place of the reference's passes; auto: with a KL term, not under fsdp2
+    reference: Literal["auto", "always", "never"] = "auto"
+    # what enters the lowest layer that is changed; auto: where a run needs its rows more than once, or
+    # another run has stored them already
+    lower: Literal["auto", "always", "never"] = "auto"
+    disk_gb: float = 20.0  # for the states of all runs together; the longest unused are removed first
+    folder: str | None = None  # default: states/ in EM_CACHE or ~/.cache/em
+
+
+@dataclass
 class WandbConfig:
     mode: Literal["offline", "online", "none"] = "offline"
     project: str = "em"
@@ -212,7 +227,7 @@ class EvaluateConfig:
     top_p: float = 1.0
     max_tokens: int = 600  # of an answer
     stop: list[str] = field(default_factory=list)
-    batch_size: int = 32  # answers generated together
+    batch_size: int = 128  # answers generated together; halved as often as memory runs out
     endpoint: EndpointConfig | None = None  # default: the model in memory
     reference: bool = True  # also ask the frozen reference
     judge: Component = field(default_factory=lambda: {"kind": "probe"})
@@ -248,6 +263,7 @@ class Config:
     kl: KLConfig = field(default_factory=KLConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    states: StatesConfig = field(default_factory=StatesConfig)
     callbacks: dict[str, Component] = field(default_factory=dict)
     compare: CompareConfig | None = field(default_factory=CompareConfig)  # of a suite's members; null: none
     wandb: WandbConfig = field(default_factory=WandbConfig)

@@ -88,6 +88,18 @@ class Intervention(ABC):
     def lowest_layer(self) -> int:
         """The lowest layer this changes; hidden states that enter it are the reference's own."""
 
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Context for many passes without gradient: the update may be folded into copies of the weights.
+
+        Results are the same to rounding; a change of the update inside is seen. Costs the memory of the
+        changed weights once more, and nothing where it does not apply.
+        """
+        yield
+
+    def _changed(self) -> None:
+        """Called when other tensors stand in place of parameters."""
+
     def training_modules(self) -> list[nn.Module]:
         """Modules that act in training mode only, such as dropout."""
         return []
@@ -122,6 +134,7 @@ class Intervention(ABC):
                 )
         for name, parameter in parameters.items():
             parameter.copy_(values[name])
+        self._changed()
 
     def save(self, folder: Path, write: bool = True) -> None:
         """Write safetensors and a JSON record; every rank calls it, one with `write`.
@@ -163,10 +176,12 @@ class Intervention(ABC):
         try:
             for name, value in values.items():
                 parameters[name].data = value.to(kept[name])
+            self._changed()
             yield
         finally:
             for name, value in kept.items():
                 parameters[name].data = value
+            self._changed()
 
     @contextmanager
     def _swapped_shards(self, values: dict[str, Tensor]) -> Iterator[None]:

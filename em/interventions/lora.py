@@ -17,6 +17,7 @@ from em.backbone import Backbone
 from em.errors import AdapterError
 from em.files import write_atomically, write_json, write_tensors
 from em.hooks import generator_for
+from em.interventions._lora_linear import LeanForward
 from em.interventions.base import RECORD, Intervention, check_record, read_record, read_tensors
 from em.interventions.update import Update, orthogonal_mix
 
@@ -60,6 +61,7 @@ class Lora(Intervention):
         self.layers = sorted(layers) if layers is not None else None
         self._peft: PeftModel | None = None
         self._targets: dict[str, LoraLayer] = {}
+        self._lean: list[LeanForward] = []
 
     def options(self) -> dict[str, Any]:
         names = ("r", "alpha", "rslora", "modules", "layers", "dropout")
@@ -92,6 +94,7 @@ class Lora(Intervention):
         self._peft, self._backbone = peft, backbone
         found = ((name, module) for name, module in backbone.model.named_modules())
         self._targets = {name: module for name, module in found if isinstance(module, LoraLayer)}
+        self._lean = [LeanForward(layer, ADAPTER) for layer in self._targets.values()]
 
     def _target_names(self, backbone: Backbone) -> list[str]:
         chosen = range(backbone.num_layers) if self.layers is None else self.layers
@@ -129,7 +132,7 @@ class Lora(Intervention):
         assert self._peft is not None
         self.backbone.model = self._peft.unload()
         self.backbone.model.requires_grad_(False)
-        self._peft, self._backbone, self._targets = None, None, {}
+        self._peft, self._backbone, self._targets, self._lean = None, None, {}, []
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -194,6 +197,23 @@ class Lora(Intervention):
             values[f"{name}.lora_B"] = torch.cat([p * b, q * noise_b], dim=1)
         with self.swapped(values):
             yield
+
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        if self.backbone.sharded or any(lean.folding for lean in self._lean):
+            yield
+            return
+        try:
+            for lean in self._lean:
+                lean.folding = True
+            yield
+        finally:
+            for lean in self._lean:
+                lean.unfold()
+
+    def _changed(self) -> None:
+        for lean in self._lean:
+            lean.changes += 1
 
     def lowest_layer(self) -> int:
         return min(self.layers) if self.layers is not None else 0

@@ -76,10 +76,12 @@ def efficiency(intervention: Intervention, panel: Panel, norms: Sequence[float])
     own = intervention.norm()
     if own <= 0:
         raise MeasurementError(f"the {intervention.kind} has norm 0 and cannot be rescaled; train it first")
-    nll_E, reference_E = panel.nll(), panel.nll_reference(intervention)
+    with intervention.merged():
+        nll_E = panel.nll()
+    reference_E = panel.nll_reference(intervention)
     rows = []
     for norm in norms:
-        with intervention.rescaled(norm / own):
+        with intervention.rescaled(norm / own), intervention.merged():
             rows.append(panel.nll() if norm else reference_E)  # at norm 0 it is the reference
     return Efficiency(own, list(norms), np.array(rows), nll_E, reference_E, panel.tokens_E)
 

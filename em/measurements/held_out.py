@@ -69,14 +69,14 @@ def score(
         term = cross_entropy_term(moved.targets_N)
         # The intervention changes nothing below this layer, so both models share what is computed there.
         split = intervention.lowest_layer() if reference is None else 0
-        lower = run_below(backbone, moved.input_ids_BT, split)
+        lower = run_below(backbone, moved, split)
         with backbone.steering_positions(at_BT):
             with reference or intervention.disabled() as other:
                 model = other or backbone
-                hidden_ND = model.trunk(moved.input_ids_BT, lower)[at_BT]
+                hidden_ND = model.trunk(moved.input_ids_BT, lower, moved.length_B)[at_BT]
                 states = ReferenceStates.of(model, hidden_ND)
                 nll_reference_N = head_values(model, hidden_ND, term)
-            hidden_ND = backbone.trunk(moved.input_ids_BT, lower)[at_BT]
+            hidden_ND = backbone.trunk(moved.input_ids_BT, lower, moved.length_B)[at_BT]
         nll_N = head_values(backbone, hidden_ND, term)
         kl_N = head_values(backbone, hidden_ND, divergence_term(states, "forward", 1.0))
         tokens_B = at_BT.sum(dim=1).tolist()

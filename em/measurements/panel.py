@@ -47,7 +47,7 @@ class Panel:
             moved = rows.to(backbone.device)
             at_BT = moved.predicts_BT
             tokens_B = at_BT.sum(dim=1).tolist()
-            lower = run_below(backbone, moved.input_ids_BT, lowest_layer)
+            lower = run_below(backbone, moved, lowest_layer)
             self.batches.append(_Batch(moved, at_BT, moved.targets_N, tokens_B, lower))
         index = [one for batch in self.batches for one in batch.rows.index_B.tolist()]
         self._order = np.array([at for at in np.argsort(index, kind="stable") if index[at] >= 0], dtype=int)
@@ -67,7 +67,7 @@ class Panel:
         for batch in self.batches:
             lower = batch.lower if usable else None
             with self.backbone.steering_positions(batch.at_BT):
-                hidden_BTD = self.backbone.trunk(batch.rows.input_ids_BT, lower)
+                hidden_BTD = self.backbone.trunk(batch.rows.input_ids_BT, lower, batch.rows.length_B)
             term = cross_entropy_term(batch.targets_N)
             values_N = head_values(self.backbone, hidden_BTD[batch.at_BT], term)
             sums.append([float(part.sum()) for part in values_N.double().split(batch.tokens_B)])
@@ -85,12 +85,14 @@ class Panel:
             return self.nll()
 
 
-def run_below(backbone: Backbone, input_ids_BT: Tensor, layer: int) -> tuple[int, Tensor] | None:
+def run_below(backbone: Backbone, rows: Rows, layer: int) -> tuple[int, Tensor] | None:
     """`Backbone.run_lower`; None too where something is attached below the layer.
 
     What is kept would know nothing of a later change there, and hooks of skipped layers would fire on it.
     """
-    return None if attached_below(backbone, layer) else backbone.run_lower(input_ids_BT, layer)
+    if attached_below(backbone, layer):
+        return None
+    return backbone.run_lower(rows.input_ids_BT, layer, rows.length_B)
 
 
 def attached_below(backbone: Backbone, layer: int) -> bool:

@@ -133,9 +133,9 @@ def _divergences(
     seed: int,
 ) -> Tensor:
     """KL at every real token for every variant (solution, then controls, each at every factor): (V, N)."""
-    lower = run_below(backbone, rows.input_ids_BT, intervention.lowest_layer())
+    lower = run_below(backbone, rows, intervention.lowest_layer())
     with intervention.disabled():
-        reference = ReferenceStates.of(backbone, backbone.trunk(rows.input_ids_BT, lower)[real_BT])
+        reference = ReferenceStates.of(backbone, _hidden(backbone, rows, lower, real_BT))
     values = []
     for number in range(1 + controls):
         with _variant(intervention, number, seed):
@@ -143,9 +143,15 @@ def _divergences(
                 if factor == 0:  # the reference itself
                     values.append(torch.zeros_like(real_BT[real_BT], dtype=torch.float64))
                     continue
-                with intervention.rescaled(factor):
-                    values.append(_kl(backbone, reference, backbone.trunk(rows.input_ids_BT, lower)[real_BT]))
+                with intervention.rescaled(factor), intervention.merged():
+                    values.append(_kl(backbone, reference, _hidden(backbone, rows, lower, real_BT)))
     return torch.stack(values)
+
+
+def _hidden(
+    backbone: Backbone, rows: Rows, lower: tuple[int, Tensor] | None, real_BT: Tensor
+) -> Tensor:
+    return backbone.trunk(rows.input_ids_BT, lower, rows.length_B)[real_BT]
 
 
 @contextmanager

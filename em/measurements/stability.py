@@ -98,7 +98,8 @@ def stability(
     nll = np.empty((len(epsilons), draws, len(own_E)))
     for draw in range(draws):
         for k, epsilon in enumerate(epsilons):
-            with intervention.perturbed(epsilon, generator_for(seed, "stability", draw)):
+            noise = generator_for(seed, "stability", draw)
+            with intervention.perturbed(epsilon, noise), intervention.merged():
                 nll[k, draw] = panel.nll()
             progress()
     return Stability(list(epsilons), nll, own_E, reference_E, panel.tokens_E)

@@ -56,7 +56,7 @@ def steering_sweep(
             ids_BT = moved.input_ids_BT.repeat(len(coefficients), 1)
             at_BT = moved.predicts_BT.repeat(len(coefficients), 1)
             strength_B = torch.tensor(list(coefficients)).repeat_interleave(len(rows))
-            lower = run_below(backbone, moved.input_ids_BT, steering.lowest_layer())  # equal for all rows
+            lower = run_below(backbone, moved, steering.lowest_layer())  # equal for all rows
             if lower is not None:
                 lower = lower[0], lower[1].repeat(len(coefficients), 1, 1)
             with backbone.steering_positions(at_BT), steering.rows(strength_B):

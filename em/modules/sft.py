@@ -19,6 +19,7 @@ from em.errors import TrainingError
 from em.hooks import keyed_seed
 from em.interventions._fixed import FixedIntervention
 from em.interventions.base import Intervention
+from em.modules.frozen import FrozenStates, Processes, stoppable
 from em.modules.losses import ReferenceStates, cross_entropy_term, divergence_term, head_sum, head_values
 from em.modules.optimizers import make_optimizer
 from em.modules.schedules import kl_factor, lr_factor
@@ -71,6 +72,7 @@ class SFTModule(pl.LightningModule):
         # In a list, because a registered module would be trained, checkpointed and wrapped by DDP.
         self._reference = [reference] if reference is not None else []
         self.during_training = list(during_training)
+        self.frozen: FrozenStates | None = None  # states to read in place of passes of the frozen model
         self._switch(False)
         self._sums = torch.zeros(4, dtype=torch.float64)
         self._since: tuple[float, float] = (time.perf_counter(), 0.0)
@@ -91,6 +93,20 @@ class SFTModule(pl.LightningModule):
         fully_shard(self.backbone, mesh=mesh)
         register_fsdp_forward_method(self.backbone, "trunk")
 
+    def on_fit_start(self) -> None:
+        if self.frozen is None:
+            return
+        trainer = self.trainer
+        processes = Processes(
+            trainer.global_rank,
+            trainer.world_size,
+            trainer.strategy.barrier,
+            trainer.strategy.reduce_boolean_decision,
+        )
+        with stoppable(), trainer.precision_plugin.forward_context():
+            self.frozen.prepare(self.reference_model, processes)
+        self.restart_clock()
+
     @property
     def has_other_reference(self) -> bool:
         """Whether the reference is another checkpoint instead of the backbone itself."""
@@ -110,9 +126,13 @@ class SFTModule(pl.LightningModule):
         # are. The frozen model's own dropout stays off, or the reference would be random.
         for module in [*self.backbone.layers, *self.intervention.training_modules()]:
             module.training = True
+        self.backbone.share_prefix = not any(
+            getattr(module, "p", 0) for module in self.intervention.training_modules()
+        )
 
     def on_train_end(self) -> None:
         self.backbone.eval()
+        self.backbone.share_prefix = True
 
     def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
         if batch.micro == 0:
@@ -130,21 +150,27 @@ class SFTModule(pl.LightningModule):
         if kl_sum is not None:
             loss = loss + weight * kl_sum / max(1, batch.kl_tokens) / self._reduction()
         self._record(batch, rows, sft_sum, kl_sum)
-        self.backbone.steer_BT = rows.predicts_BT  # checkpointed layers are run again in the backward pass
+        with self.backbone.steering_positions(rows.predicts_BT):
+            steer = self.backbone.packed_steer(rows.input_ids_BT, rows.length_B)
+        self.backbone.steer_BT = steer  # checkpointed layers are run again in the backward pass
         # Lightning divides by `accumulate` and DDP/FSDP2 average over processes; both are undone here.
         return loss * self.accumulate * self.trainer.world_size
 
     def _losses(self, rows: Rows, sft: Rows, kl: Rows | None) -> tuple[Tensor, Tensor | None]:
         """Sums over positions. What lies below the intervention is run once for both models."""
         with self.backbone.steering_positions(rows.predicts_BT):
-            lower = self.backbone.run_lower(rows.input_ids_BT, self._lowest_layer())
+            lower = None if self.frozen is None else self.frozen.lower(rows)
+            if lower is None:
+                lower = self.backbone.run_lower(rows.input_ids_BT, self._lowest_layer(), rows.length_B)
             states, at_BT = None, None
             if kl is not None:
                 rows_kl = slice(len(sft), len(rows))
                 at_BT = (rows.real_BT if self.kl.positions == "all" else rows.predicts_BT)[rows_kl]
-                states = self._reference_states(rows.input_ids_BT[rows_kl], lower, rows_kl, at_BT)
+                states = None if self.frozen is None else self.frozen.reference(kl, at_BT)
+                if states is None:
+                    states = self._reference_states(rows, lower, rows_kl, at_BT)
             self._switch(True)  # until the backward pass is over, which may run layers again
-            hidden_BTD = self.backbone.trunk(rows.input_ids_BT, lower)
+            hidden_BTD = self.backbone.trunk(rows.input_ids_BT, lower, rows.length_B)
         sft_hidden_ND = hidden_BTD[: len(sft)][rows.predicts_BT[: len(sft)]]
         sft_term = cross_entropy_term(rows.targets_N[: len(sft_hidden_ND)])
         sft_sum = head_sum(self.backbone, sft_hidden_ND, sft_term)
@@ -162,12 +188,12 @@ class SFTModule(pl.LightningModule):
 
     @torch.no_grad()
     def _reference_states(
-        self, input_ids_BT: Tensor, lower: tuple[int, Tensor] | None, rows: slice, at_BT: Tensor
+        self, rows: Rows, lower: tuple[int, Tensor] | None, kl: slice, at_BT: Tensor
     ) -> ReferenceStates:
         # Before the adapted pass: a full finetune's reference swaps weights that autograd would need.
         with self.reference_model() as reference:
-            shared = (lower[0], lower[1][rows]) if lower is not None and not self._reference else None
-            hidden_BTD = reference.trunk(input_ids_BT, shared)
+            shared = (lower[0], lower[1][kl]) if lower is not None and not self._reference else None
+            hidden_BTD = reference.trunk(rows.input_ids_BT[kl], shared, rows.length_B[kl])
             return ReferenceStates.of(reference, hidden_BTD[at_BT])
 
     def kl_weight(self, step: int) -> float:
@@ -250,8 +276,8 @@ class SFTModule(pl.LightningModule):
         self._since = (time.perf_counter(), float(self.tokens_seen))
 
     def validation_step(self, batch: Rows, batch_idx: int) -> None:
-        with self.backbone.steering_positions(batch.predicts_BT):
-            hidden_BTD = self.backbone.trunk(batch.input_ids_BT)
+        with self.backbone.steering_positions(batch.predicts_BT), self.intervention.merged():
+            hidden_BTD = self.backbone.trunk(batch.input_ids_BT, None, batch.length_B)
         values_N = head_values(
             self.backbone, hidden_BTD[batch.predicts_BT], cross_entropy_term(batch.targets_N)
         )
