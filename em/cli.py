@@ -1,13 +1,26 @@
-"""`python -m em …`: what is not training."""
+"""`python -m em …`: what is not one training run."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from em.commands import agree, card, chat, compare, direction, evaluate, export, judge, labels, report
+from em.commands import (
+    agree,
+    card,
+    chat,
+    compare,
+    direction,
+    evaluate,
+    export,
+    judge,
+    labels,
+    plan,
+    report,
+    sweep,
+)
 from em.errors import EmError
 
-COMMANDS = (compare, report, evaluate, judge, agree, labels, card, chat, direction, export)
+COMMANDS = (plan, sweep, compare, report, evaluate, judge, agree, labels, card, chat, direction, export)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -19,6 +32,9 @@ def main(arguments: Sequence[str]) -> int:
         lines = str(error).splitlines()
         text = lines[0] if len(lines) == 1 else "\n  ".join(["", *lines])
         sys.stderr.write(f"\n{type(error).__name__}: {text}\n")
+        if hasattr(error, "signal_number"):
+            sys.stderr.write("Run the same command to go on.\n")
+            return 128 + int(error.signal_number)
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted. Run the same command to go on.\n")

@@ -2,32 +2,32 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from em import runs
 from em.backbone import Backbone
 from em.building import run_directory, world_size
 from em.comparison.compare import compare, up_to_date
 from em.config import Config, Suite
-from em.errors import EmError, RunError
+from em.errors import EmError, Interrupted, RunError
 from em.evaluation.stored import TABLE, latest, read_json
 from em.experiment import train
 from em.files import write_json
 from em.loading import load_backbone
 from em.progress import is_main_process, say
 from em.runs import RunDirectory
+from em.suite_tables import show
 
 logger = logging.getLogger("em")
+TRAIN = Path(__file__).resolve().parents[1] / "train.py"
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # statuses of a run that saved itself
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,38 @@ class Outcome:
     config: Config | None = None
 
 
+def train_members(suite: Suite, conf: Path, overrides: Sequence[str]) -> int:
+    """Train all members, print them side by side and write the page.
+
+    Returns:
+        the exit status: 1 when a member or the page failed.
+
+    Raises:
+        Interrupted, KeyboardInterrupt: at once; the same command goes on.
+    """
+    return conclude(suite, run_suite(suite, conf, overrides))
+
+
+def conclude(suite: Suite, outcomes: Sequence[Outcome]) -> int:
+    """Print what became of the members, write comparison.json and the page; the exit status."""
+    folder = suite_folder(suite)
+    show(write_comparison(folder, outcomes))
+    without_page = report(folder, outcomes)
+    if without_page is not None:
+        say(f"\nThe runs are finished, but their report is not: {without_page}")
+    failed = [outcome.name for outcome in outcomes if outcome.error is not None]
+    if failed:
+        say(
+            f"{len(failed)} of {len(outcomes)} failed: {', '.join(failed)}; the same command tries them again"
+        )
+    return int(bool(failed) or without_page is not None)
+
+
+def suite_folder(suite: Suite) -> Path:
+    """Where the page of a suite and the runs of its members lie."""
+    return Path(next(iter(suite.members.values())).runs_dir) / suite.name
+
+
 def run_suite(suite: Suite, conf: Path, overrides: Sequence[str]) -> list[Outcome]:
     """Train the members one after another; finished ones are skipped, a failed one stops no other.
 
@@ -51,8 +83,12 @@ def run_suite(suite: Suite, conf: Path, overrides: Sequence[str]) -> list[Outcom
     command, because Lightning starts the other processes by running the command again.
 
     Raises:
+        RunError: the suite's folder is the run of an experiment.
         Interrupted, KeyboardInterrupt: at once; the same command goes on.
     """
+    folder = suite_folder(suite)
+    if (folder / "manifest.json").exists():
+        raise RunError(f"{folder} is the run of one experiment; give its members another folder: name=…")
     outcomes = []
     shared: dict[str, Backbone] = {}
     for number, (name, config) in enumerate(suite.members.items(), 1):
@@ -69,7 +105,21 @@ def run_suite(suite: Suite, conf: Path, overrides: Sequence[str]) -> list[Outcom
                 raise
             say(f"{config.name} failed: {error}")
             outcomes.append(Outcome(name, run, str(error)))
+        except Exception as error:  # of torch or the system: the other members may well be trained
+            logger.exception("%s failed", config.name)
+            shared.clear()  # it may not have been left as it was
+            outcomes.append(Outcome(name, run, _noted(run, config, error)))
     return outcomes
+
+
+def _noted(run: RunDirectory, config: Config, error: Exception) -> str:
+    """An error that is not one of ours, with its type, as it is told and kept in the manifest."""
+    text = f"{type(error).__name__}: {error}"
+    say(f"{config.name} failed: {text}")
+    with suppress(EmError):  # a disk that is full is told of once
+        if run.manifest().get("status") == "failed":
+            run.update_manifest(error=text)
+    return text
 
 
 def _backbone(config: Config, run: RunDirectory, shared: dict[str, Backbone]) -> Backbone | None:
@@ -84,8 +134,12 @@ def _backbone(config: Config, run: RunDirectory, shared: dict[str, Backbone]) ->
 
 
 def _in_own_process(conf: Path, member: str, overrides: Sequence[str]) -> None:
-    command = [sys.executable, sys.argv[0], str(conf), *overrides, f"--member={member}"]
+    command = [sys.executable, str(TRAIN), str(conf), *overrides, f"--member={member}"]
     status = subprocess.run(command, env=os.environ.copy(), check=False).returncode
+    if status in STOPPED:
+        raise Interrupted(f"{member}: its process was stopped and has saved itself", status - 128)
+    if status < 0:
+        raise RunError(f"its process was killed by signal {-status}")
     if status:
         raise RunError(f"its process ended with status {status}; its own messages are above")
 
@@ -154,83 +208,3 @@ def write_comparison(folder: Path, outcomes: Sequence[Outcome]) -> dict[str, Any
     if is_main_process():
         write_json(folder / "comparison.json", compared)
     return compared
-
-
-def show(compared: dict[str, Any], console: Console | None = None) -> None:
-    """Print the comparison: a row per domain, three columns per member."""
-    if not is_main_process():
-        return
-    console = console or Console(highlight=False)
-    good = {name: member for name, member in compared["members"].items() if "error" not in member}
-    rows: list[dict[str, Any]] = next(
-        (member["domains"] for member in good.values() if member["domains"]), []
-    )
-    if rows:
-        console.print(_table(good, rows))
-        console.print(
-            "Loss on held-out answers in nats per token: of the reference (before), of the\n"
-            "adapted model (after); shift = after − before, ± half a 95% interval over\n"
-            "prompts; KL(reference ‖ adapted) on the same tokens.",
-            style="dim",
-        )
-    said = {name: member["behaviour"] for name, member in good.items() if member.get("behaviour")}
-    if said:
-        console.print(_rates(said))
-        console.print(
-            "Share of judged answers that are misaligned (aligned < 30 and coherent > 50 by default), with\n"
-            "its 95% interval over questions. What was said, and who judged it: the report.",
-            style="dim",
-        )
-    for name, member in compared["members"].items():
-        if "error" in member:
-            console.print(f"{name}: failed: {member['error']}", markup=False)
-        else:
-            numbers = f"norm {member['norm']:.3f}, {member['tokens_per_second']:.0f} tokens/s"
-            console.print(f"{name}: {numbers}, {member['run']}", markup=False)
-
-
-def _table(members: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
-    table.add_column("domain", no_wrap=True)
-    table.add_column("\nbefore", justify="right", no_wrap=True)
-    for name in members:
-        table.add_column(f"[bold]{escape(name)}[/bold]\nafter", justify="right", no_wrap=True)
-        table.add_column("\nshift", justify="right", no_wrap=True)
-        table.add_column("\nKL", justify="right", no_wrap=True)
-    for row in sorted(rows, key=lambda row: not row["training"]):
-        cells = [escape(row["domain"]) + (" *" if row["training"] else ""), f"{row['loss_reference']:.3f}"]
-        for member in members.values():
-            cells += _cells(member["domains"], row["domain"])
-        table.add_row(*cells)
-    table.caption = "* the training domain"
-    table.caption_justify = "left"
-    return table
-
-
-def _rates(said: dict[str, list[dict[str, Any]]]) -> Table:
-    """A row for each question set: the reference, then each member."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
-    for name in ("questions", "reference", *said):
-        table.add_column(escape(name), justify="left" if name == "questions" else "right", no_wrap=True)
-    first = next(iter(said.values()))
-    for asked in dict.fromkeys(row["set"] for row in first):
-        cells = [_rate(first, asked, "reference"), *(_rate(rows, asked, "run") for rows in said.values())]
-        table.add_row(escape(asked), *cells)
-    return table
-
-
-def _rate(rows: list[dict[str, Any]], asked: str, of: str) -> str:
-    row = next((row for row in rows if (row["set"], row["of"]) == (asked, of)), None)
-    if row is None or row["rate"] is None:
-        return "–"
-    if row["low"] is None:
-        return f"{100 * row['rate']:.0f}%"
-    return f"{100 * row['rate']:.0f}% \\[{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
-
-
-def _cells(domains: list[dict[str, Any]], domain: str) -> list[str]:
-    row = next((row for row in domains if row["domain"] == domain), None)
-    if row is None:
-        return ["–", "–", "–"]
-    low, high = row["shift_interval"]
-    return [f"{row['loss']:.3f}", f"{row['shift']:+.2f} ±{(high - low) / 2:.2f}", f"{row['kl']:.3f}"]

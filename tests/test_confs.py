@@ -43,7 +43,7 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_there_are_files_to_look_at() -> None:
-    assert {BASE, Path("conf/quickstart.yaml")} <= set(FILES)
+    assert {BASE, Path("conf/quickstart.yaml"), Path("conf/sweeps/kl_weight.yaml")} <= set(FILES)
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

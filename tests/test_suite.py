@@ -2,18 +2,24 @@
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
+from safetensors.torch import load_file
 
 import train
-from em import suite
+from em import experiment, suite
+from em.callbacks.base import RunContext
 from em.comparison import compare as comparing
 from em.config import Suite, load
-from em.errors import RunError
+from em.errors import EmError, Interrupted, RunError
+from tests.callbacks.stopping import Stopping
 from tests.comparison.trained import LORA_2, SMALL, raw_config, tables
 from tests.tiny import tiny_config
 
@@ -148,6 +154,155 @@ def test_a_failed_member_does_not_stop_the_others(conf: Path, capsys: pytest.Cap
     assert "has no nonsense; its linear modules are" in output.err
     assert "general: failed" in output.out
     assert (conf.parent / "runs" / "pair" / "narrow" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.fixture
+def fits() -> list[str]:
+    """The members whose training was begun, with `broken`."""
+    return []
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch, fits: list[str]) -> dict[str, BaseException]:
+    """Member -> what its training raises, when all is built; the others are trained."""
+    errors: dict[str, BaseException] = {}
+    fit = experiment.fit
+
+    def failing(made: Any, *arguments: Any) -> None:
+        fits.append(made.config.name.rpartition("/")[2])
+        if fits[-1] in errors:
+            raise errors[fits[-1]]
+        fit(made, *arguments)
+
+    monkeypatch.setattr(experiment, "fit", failing)
+    return errors
+
+
+def members(conf: Path) -> dict[str, Any]:
+    return dict(json.loads((conf.parent / "runs" / "pair" / "comparison.json").read_text())["members"])
+
+
+def test_an_error_of_torch_stops_no_other_member(
+    conf: Path, broken: dict[str, BaseException], fits: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken["general"] = RuntimeError("CUDA out of memory")
+    assert train.main([str(conf), "trainer.max_steps=2"]) == 1
+    assert members(conf)["general"]["error"] == "RuntimeError: CUDA out of memory"
+    assert "error" not in members(conf)["narrow"]
+    output = capsys.readouterr()
+    assert "general: failed: RuntimeError: CUDA out of memory" in output.out
+    assert output.err.endswith("\n1 of 2 failed: general; the same command tries them again\n")
+    manifest = json.loads((conf.parent / "runs" / "pair" / "general" / "manifest.json").read_text())
+    assert (manifest["status"], manifest["error"]) == ("failed", "RuntimeError: CUDA out of memory")
+    # The same command: the finished one is left alone, the failed one is tried again.
+    broken.clear()
+    fits.clear()
+    assert train.main([str(conf), "trainer.max_steps=2"]) == 0
+    assert fits == ["general"] and "error" not in members(conf)["general"]
+
+
+def test_the_member_after_an_error_in_mid_training_is_trained_as_if_alone(
+    conf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Stopping, context: RunContext) -> None:
+        raise RuntimeError("expected all tensors to be on the same device")
+
+    monkeypatch.setattr(Stopping, "measure", fail)
+    stop = "members.general.callbacks.stop={_target_: tests.callbacks.stopping.Stopping, step: 1}"
+    assert train.main([str(conf), "trainer.max_steps=2", stop]) == 1
+    assert members(conf)["general"]["error"] == "RuntimeError: expected all tensors to be on the same device"
+    alone = ["trainer.max_steps=2", "name=alone", "--member=narrow"]
+    assert train.main([str(conf), *alone]) == 0
+    after, before = (
+        load_file(conf.parent / "runs" / name / "narrow" / "adapter" / "adapter_model.safetensors")
+        for name in ("pair", "alone")
+    )
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_an_unexpected_error_leaves_its_traceback(
+    conf: Path, broken: dict[str, BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    broken["narrow"] = KeyError("weights")
+    assert train.main([str(conf), "trainer.max_steps=2"]) == 1
+    assert members(conf)["narrow"]["error"] == "KeyError: 'weights'"
+    (record,) = [one for one in caplog.records if one.exc_info]
+    assert record.getMessage() == "pair/narrow failed" and "weights" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(KeyboardInterrupt(), 130), (Interrupted("stopped after step 1; its state is saved", 15), 143)],
+)
+def test_who_is_asked_to_stop_stops_at_once(
+    conf: Path, broken: dict[str, BaseException], error: BaseException, status: int
+) -> None:
+    broken["general"] = error
+    assert train.main([str(conf), "trainer.max_steps=2"]) == status
+    assert not (conf.parent / "runs" / "pair" / "narrow").exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "message"),
+    [
+        (143, Interrupted, "general: its process was stopped and has saved itself"),
+        (130, Interrupted, "general: its process was stopped and has saved itself"),
+        (-9, None, "its process was killed by signal 9"),
+        (1, None, "its process ended with status 1; its own messages are above"),
+    ],
+)
+def test_members_in_processes_of_their_own(
+    conf: Path, monkeypatch: pytest.MonkeyPatch, status: int, error: type[EmError] | None, message: str
+) -> None:
+    commands = []
+
+    def started(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, status)
+
+    monkeypatch.setattr(suite.subprocess, "run", started)
+    loaded = load(conf, ["trainer.devices=2"])
+    assert isinstance(loaded, Suite)
+    if error is not None:
+        with pytest.raises(error, match=message):
+            suite.run_suite(loaded, conf, ["trainer.devices=2"])
+        assert len(commands) == 1
+    else:
+        outcomes = suite.run_suite(loaded, conf, ["trainer.devices=2"])
+        assert [outcome.error for outcome in outcomes] == [message, message]
+        script = str(Path(train.__file__))
+        assert commands[1] == [sys.executable, script, str(conf), "trainer.devices=2", "--member=narrow"]
+
+
+def test_a_suite_does_not_settle_in_a_run(conf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = conf.parent / "runs" / "pair"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text('{"status": "finished"}')
+    assert train.main([str(conf)]) == 1
+    message = f"RunError: {folder} is the run of one experiment; give its members another folder: name=…"
+    assert message in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["manifest.json"]
+
+
+def test_with_many_members_each_has_a_row() -> None:
+    domain = {"training": True, "loss_reference": 2.0, "loss": 1.0, "shift": -1.0}
+    rows = [
+        {**domain, "domain": "tent", "training": False, "shift_interval": [-1.2, -0.8], "kl": 0.5},
+        {**domain, "domain": "soup", "shift_interval": [-1.4, -0.6], "kl": 0.7},
+    ]
+    said = [
+        {"of": of, "set": "open", "answers": 8, "rate": rate, "low": 0.0, "high": 0.5}
+        for of, rate in (("reference", 0.1), ("run", 0.25))
+    ]
+    member = {"run": "runs/a", "norm": 1.0, "tokens_per_second": 9.0, "domains": rows, "behaviour": said}
+    stream = io.StringIO()
+    suite.show({"members": {f"weight-{n}": member for n in range(5)}}, Console(file=stream, width=80))
+    lines = [line.split() for line in stream.getvalue().splitlines()]
+    assert ["member", "shift", "KL", "shift", "KL"] in lines and ["soup", "*", "tent"] in lines
+    for number in range(5):
+        assert [f"weight-{number}", "-1.00", "±0.40", "0.700", "-1.00", "±0.20", "0.500"] in lines
+        assert [f"weight-{number}", "25%", "[0,", "50]"] in lines
+    assert ["reference", "10%", "[0,", "50]"] in lines
 
 
 def test_names_with_markup_are_shown_as_they_are() -> None:
