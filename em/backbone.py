@@ -16,7 +16,6 @@ from em.errors import BackboneError
 from em.hooks import Site
 from em.packing import Layout, arguments, install, shared_prefix
 
-
 Packing = Literal["auto", "always", "never"]
 
 

@@ -9,8 +9,9 @@ import lightning.pytorch as pl
 import torch
 
 from em.backbone import Backbone
-from em.building import Experiment, build_experiment, run_directory, seed_everything
+from em.building import Experiment, build_experiment, run_directory, seed_everything, world_size
 from em.callbacks._loggers import log_adapter
+from em.callbacks._watch import Watch
 from em.config import Config
 from em.errors import EmError, Interrupted
 from em.evaluation.stored import evaluations_of
@@ -40,7 +41,9 @@ def train(config: Config, backbone: Backbone | None = None) -> RunDirectory:
         stack.enter_context(run.logged())
         watch = Stopwatch(run)
         try:
-            _train(config, run, state, backbone, stack)
+            others = Watch(run, world_size(config))
+            with others.watching():
+                _train(config, run, state, backbone, stack, others)
         except (Interrupted, KeyboardInterrupt):
             run.update_manifest(status="interrupted", wall_seconds=watch.seconds())
             raise
@@ -55,7 +58,12 @@ def train(config: Config, backbone: Backbone | None = None) -> RunDirectory:
 
 
 def _train(
-    config: Config, run: RunDirectory, state: State, backbone: Backbone | None, stack: ExitStack
+    config: Config,
+    run: RunDirectory,
+    state: State,
+    backbone: Backbone | None,
+    stack: ExitStack,
+    others: Watch,
 ) -> None:
     seed_everything(config)
     experiment = build_experiment(config, run, backbone)
@@ -72,6 +80,7 @@ def _train(
     if resume:
         say(f"{config.name}: going on after step {step} of {experiment.data.steps}")
     trainer, wandb = make_trainer(experiment, step)
+    others.joins(trainer)
     began = time.monotonic()
     try:
         fit(experiment, trainer, resume)

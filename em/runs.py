@@ -112,7 +112,9 @@ class RunDirectory:
         Raises:
             RunError: see `state`, or the directory cannot be written.
         """
-        if config.overwrite and is_main_process() and self.manifest():
+        if config.overwrite and not is_main_process():
+            return "fresh"  # the main process may not have deleted the old run yet
+        if config.overwrite and self.manifest():
             shutil.rmtree(self.path)
         state = self.state(config)
         if state == "fresh" and is_main_process():

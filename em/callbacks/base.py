@@ -1,6 +1,7 @@
 """The extension surface: subclass MeasurementCallback and write one method."""
 
 import random
+import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from em.backbone import Backbone
 from em.callbacks import _sinks
 from em.datamodules.chat import ChatData
 from em.datamodules.rows import MicroBatch
-from em.errors import EmError
+from em.errors import EmError, MeasurementError
 from em.files import write_json
 from em.hooks import generator_for
 from em.interventions.base import Intervention
@@ -25,6 +26,17 @@ from em.progress import say
 from em.runs import RunDirectory
 
 When = Literal["start", "end", "step"]
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What a process gathers instead of a value when its measurement has failed and its run goes on."""
+
+    message: str
+
+
+class FailedElsewhere(MeasurementError):
+    """A measurement that failed in another process."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +80,18 @@ class RunContext:
         return generator_for(self.seed, *purpose)
 
     def gather(self, value: Any) -> list[Any]:
-        """The value of every process, in rank order, on every process."""
+        """The value of every process, in rank order, on every process.
+
+        Raises:
+            MeasurementError: another process has failed and has none.
+        """
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
         torch.distributed.all_gather_object(values, value)
+        failed = next((one for one in values if isinstance(one, _Failure)), None)
+        if failed is not None and not isinstance(value, _Failure):
+            raise FailedElsewhere(failed.message)
         return values
 
     def save_table(self, name: str, table: Any) -> None:
@@ -174,9 +193,13 @@ class MeasurementCallback(pl.Callback):
         with isolated(pl_module):
             try:
                 metrics = self.measure(context) or {}
+                if self.on_error == "warn":
+                    context.gather(None)
             except EmError as error:
                 if self.on_error == "raise":
                     raise
+                if not isinstance(error, FailedElsewhere):  # the others wait, or will, for a value
+                    context.gather(_Failure(str(error)))
                 say(f"callback {self.name} failed at step {context.step}, training goes on: {error}")
                 return
         named = {f"{self.name}/{key}": float(value) for key, value in metrics.items()}
@@ -208,6 +231,7 @@ class MeasurementCallback(pl.Callback):
 @contextmanager
 def isolated(module: SFTModule) -> Iterator[None]:
     """Restore RNG states, modes, gradients and requires_grad after a measurement."""
+    began = time.perf_counter()
     modes = [(child, child.training) for child in module.modules()]
     flags = [(p, p.requires_grad, p.grad) for p in module.parameters()]
     python, legacy = random.getstate(), np.random.get_state()
@@ -224,4 +248,4 @@ def isolated(module: SFTModule) -> Iterator[None]:
         for parameter, requires_grad, grad in flags:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
-        module.restart_clock()
+        module.leave_out(time.perf_counter() - began)

@@ -53,7 +53,7 @@ class JudgeEval(MeasurementCallback):
         top_p: float = 1.0,
         max_tokens: int = 600,
         stop: list[str] | None = None,
-        batch_size: int = 32,
+        batch_size: int = 128,
         reference: bool = True,
         judge: Component | None = None,
         judge_prompts: Literal["bundled", "questions"] = "bundled",

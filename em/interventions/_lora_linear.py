@@ -1,8 +1,8 @@
 """A leaner forward pass of PEFT's LoRA layer: same parameters, same values to rounding, less work.
 
-PEFT forms x·Aᵀ·Bᵀ·s as a tensor of its own and adds it, and casts x to the adapter's dtype. Here the product is
-accumulated into the layer's output, the adapter is cast instead, and only x and x·Aᵀ are kept for the backward
-pass. Tensor names: N positions, I inputs, O outputs, R rank.
+PEFT forms x·Aᵀ·Bᵀ·s as a tensor of its own and adds it, and casts x to the adapter's dtype. Here the product
+is accumulated into the layer's output, the adapter is cast instead, and only x and x·Aᵀ are kept for the
+backward pass. Tensor names: N positions, I inputs, O outputs, R rank.
 """
 
 from collections.abc import Callable

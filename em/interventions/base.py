@@ -97,7 +97,7 @@ class Intervention(ABC):
         """
         yield
 
-    def _changed(self) -> None:
+    def _changed(self) -> None:  # noqa: B027  # most kinds keep nothing that could become stale
         """Called when other tensors stand in place of parameters."""
 
     def training_modules(self) -> list[nn.Module]:

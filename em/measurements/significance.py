@@ -148,9 +148,7 @@ def _divergences(
     return torch.stack(values)
 
 
-def _hidden(
-    backbone: Backbone, rows: Rows, lower: tuple[int, Tensor] | None, real_BT: Tensor
-) -> Tensor:
+def _hidden(backbone: Backbone, rows: Rows, lower: tuple[int, Tensor] | None, real_BT: Tensor) -> Tensor:
     return backbone.trunk(rows.input_ids_BT, lower, rows.length_B)[real_BT]
 
 

@@ -271,6 +271,10 @@ class SFTModule(pl.LightningModule):
         """Tokens (padding not counted) per second of training, over all steps so far."""
         return self._timed[0] / self._timed[1] if self._timed[1] else 0.0
 
+    def leave_out(self, seconds: float) -> None:
+        """Leave a measurement between two steps out of the throughput."""
+        self._since = (self._since[0] + seconds, self._since[1])
+
     def restart_clock(self) -> None:
         """Leave time that was not spent on training out of the throughput."""
         self._since = (time.perf_counter(), float(self.tokens_seen))

@@ -9,10 +9,10 @@ import yaml
 from safetensors.torch import load_file
 
 from em import experiment
-from em.config import Experiment, check, load
+from em.config import Experiment, load
 from em.runs import RunDirectory
 from tests.e2e.command import train, write_config
-from tests.tiny import tiny_config, tiny_pairs
+from tests.tiny import tiny_config
 
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {"kind": "lora", "r": 2, "alpha": 4},
@@ -71,7 +71,7 @@ def one_process(folder: Path) -> dict[str, RunDirectory]:
 
 
 TWO = "trainer.devices=2"
-EXACT = 1e-6
+EXACT = 2e-6  # of losses near 6: a few roundings
 VARIANTS = {
     "accumulate-4": ["data.micro_batch_size=2"],
     "ddp-accumulate-2": [TWO, "trainer.strategy=ddp", "data.micro_batch_size=2"],
@@ -120,64 +120,6 @@ def test_fsdp2_stops_and_goes_on(folder: Path, one_process: dict[str, RunDirecto
     expected, actual = adapter(one_process["lora"]), adapter(directory)
     for name, value in expected.items():
         torch.testing.assert_close(actual[name], value, rtol=0, atol=EXACT)
-
-
-WORDY = {"_target_": "tests.evaluation.judges.Wordy"}
-MEASURED: dict[str, dict[str, Any]] = {
-    "activations": {"pairs": 7, "covariance": True},
-    "directions": {"pairs": 7},
-    "efficiency": {"examples": 7},
-    "judge_eval": {"judge": WORDY, "samples": 1, "max_tokens": 8, "resamples": 100},
-    "margins": {"pairs": 7},
-    "monitor": {"pairs": 7, "train_pairs": 5, "at": ["start", "end"]},
-    "significance": {"documents": 3, "max_tokens": 12, "controls": 1},
-    "stability": {"examples": 7, "draws": 1, "epsilons": [0.5]},
-    "steering": {"pairs": 5, "train_pairs": 5, "coefficients": [0.2], "controls": 1},
-    "trajectory": {"every_n_steps": 2},
-}
-
-
-def measured(folder: Path, name: str, *overrides: str) -> RunDirectory:
-    """A run whose pairs, rows and documents do not divide by two."""
-    raw = tiny_pairs(folder, callbacks=MEASURED, data={"micro_batch_size": 2})
-    raw["name"] = f"measured/{name}"
-    if overrides:
-        done = train(write_config(folder, raw, "measured.yaml"), *overrides)
-        assert done.returncode == 0, done.stderr
-    else:
-        experiment.train(check(raw))
-    return RunDirectory(folder / "runs" / "measured" / name)
-
-
-def test_measurements_do_not_depend_on_the_number_of_processes(folder: Path) -> None:
-    # Both of one folder name, which tables call the solution.
-    one = measured(folder, "one/run")
-    two = measured(folder, "two/run", TWO, "trainer.strategy=ddp")
-    for kind in MEASURED.keys() - {"activations", "trajectory"}:
-        same(two.read_table(kind), one.read_table(kind), kind)
-    for path in sorted(path.relative_to(one.path) for path in one.path.rglob("*.safetensors")):
-        mine, theirs = load_file(one.path / path), load_file(two.path / path)
-        assert mine.keys() == theirs.keys()
-        for key, value in mine.items():
-            torch.testing.assert_close(theirs[key], value, rtol=1e-4, atol=EXACT, msg=f"{path} {key}")
-    figures = [sorted(path.name for path in (run.path / "figures").iterdir()) for run in (one, two)]
-    assert figures[0] == figures[1] and len(figures[0]) > 10
-
-
-def same(actual: Any, expected: Any, where: str) -> None:
-    """Equal data, with numbers that may differ by rounding."""
-    if isinstance(expected, dict):
-        assert actual.keys() == expected.keys(), where
-        for key, value in expected.items():
-            same(actual[key], value, f"{where}.{key}")
-    elif isinstance(expected, list):
-        assert len(actual) == len(expected), where
-        for index, (a, b) in enumerate(zip(actual, expected, strict=True)):
-            same(a, b, f"{where}[{index}]")
-    elif isinstance(expected, float):
-        assert actual == pytest.approx(expected, rel=1e-3, abs=1e-5), where
-    else:
-        assert actual == expected, where
 
 
 def gradients(directory: RunDirectory) -> list[torch.Tensor]:
