@@ -168,3 +168,10 @@ def test_the_backbone_is_given_back_without_what_acts_in_training(tmp_path: Path
         experiment.train(check(tiny_config(tmp_path, name="wide", during_training=[steering])), backbone)
     assert [name for name, _ in backbone.named_parameters() if "lora" in name] == []
     assert torch.equal(backbone.trunk(token_ids()), expected)
+
+
+def test_throughput_leaves_measurements_out_and_steps_in(tmp_path: Path) -> None:
+    run = train(tmp_path, callbacks={"domains": {"at": ["end"], "every_n_steps": 1}})
+    paces = logged(run, "train/tokens_per_second")
+    assert len(paces) == 4 and min(paces) > 0
+    assert run.manifest()["tokens_per_second"] > 0
