@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -56,7 +56,7 @@ class Conversation:
         intervention = self.loaded.intervention
         contexts: dict[str, AbstractContextManager[Any]] = {
             self.sides[0]: intervention.disabled(),
-            self.sides[1]: nullcontext() if self.scale == 1 else intervention.rescaled(self.scale),
+            self.sides[1]: self._adapted(),
         }
         said = {}
         for side, context in contexts.items():
@@ -71,6 +71,12 @@ class Conversation:
                 [{"role": "user", "content": text}, {"role": "assistant", "content": answer_text}]
             )
         return said
+
+    @contextmanager
+    def _adapted(self) -> Iterator[None]:
+        intervention = self.loaded.intervention
+        with nullcontext() if self.scale == 1 else intervention.rescaled(self.scale), intervention.merged():
+            yield
 
     def _opening(self) -> list[Message]:
         return [] if self.system is None else [{"role": "system", "content": self.system}]

@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 
@@ -64,7 +64,9 @@ def _own(
     source = backbone if plan.config.endpoint is None else _endpoint(plan, plan.config.endpoint.model)
     if source is None:
         raise GenerationError("there is no model to ask; load the run, or set endpoint")
-    return answers_for(path, source, requests, plan.sampling, name, plan.config.batch_size, about)
+    merged = nullcontext() if intervention is None or source is not backbone else intervention.merged()
+    with merged:
+        return answers_for(path, source, requests, plan.sampling, name, plan.config.batch_size, about)
 
 
 def _reference(

@@ -1,11 +1,14 @@
-"""The decode loop: one batch of prompts in, their answers out, as each of them ends.
+"""The decode loop: prompts in, their answers out, as each of them ends.
 
-Tensor names carry their shape: B rows still being written, T positions of the prompts, S positions so far.
+Tensor names carry their shape: B rows being written, T positions of prompts, S columns of the cache, V
+vocabulary, N tokens of an answer, L random numbers for each.
 """
 
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from itertools import chain, groupby
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -14,9 +17,12 @@ from transformers import PreTrainedTokenizerBase
 from em.backbone import Backbone
 from em.chat import encode
 from em.errors import GenerationError
-from em.generation._cache import fresh_cache, select
+from em.generation._cache import Past, RowCache, read_prompts
 from em.generation.requests import Request
 from em.generation.sampling import LEVELS, Sampling, next_tokens
+
+PASS_TOKENS = 2048  # of prompts in one pass, padding included
+EDGE = 8  # characters; the first of a piece of an answer may be decoded otherwise than in the whole
 
 
 @dataclass
@@ -33,7 +39,7 @@ class Row:
 
     at: int
     request: Request
-    prompt_ids: list[int]
+    prompt_ids: tuple[int, ...]
     written: list[int] = field(default_factory=list)
     text: str = ""
     finish: str = ""
@@ -78,20 +84,25 @@ class Ending:
         return bool(row.finish)
 
     def _text(self, row: Row) -> str:
-        text = self._decoded(row)
+        text = self._decoded(row.written)
         return text[: min((at for at in self._stops(text)), default=len(text))]
 
     def _cut(self, row: Row) -> bool:
-        return any(True for _ in self._stops(self._decoded(row)))
+        """Whether a stop text is there; it can only be at the end, so the end is looked at first."""
+        needed = max(map(len, self.sampling.stop)) + EDGE
+        count, end = needed, ""
+        while len(end) < needed and count < 2 * len(row.written):
+            end = self._decoded(row.written[-count:])
+            count *= 2
+        end = end if len(end) >= needed else self._decoded(row.written)
+        return bool(self._stops(end)) and bool(self._stops(self._decoded(row.written)))
 
     def _stops(self, text: str) -> list[int]:
         found = (text.find(stop) for stop in self.sampling.stop)
         return [at for at in found if at >= 0]
 
-    def _decoded(self, row: Row) -> str:
-        text = self.tokenizer.decode(
-            row.written, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+    def _decoded(self, tokens: list[int]) -> str:
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return cast(str, text)
 
 
@@ -114,62 +125,119 @@ def end_tokens(backbone: Backbone) -> frozenset[int]:
 def decode(
     backbone: Backbone,
     rows: Sequence[Row],
+    size: int,
     sampling: Sampling,
     ending: Ending,
     stepped: Callable[[list[Row], int], None],
 ) -> None:
-    """Write the answers of one batch; rows leave it as they end, so that no work is spent on them.
+    """Write the answers to all rows, `size` at once; where one ends the next begins.
 
     Interventions with `positions: answer` act where an answer token is predicted: at the last position of
     the prompt and at every position after it.
 
     Args:
+        rows: those with longer prompts first, those with the same prompt together.
         stepped: called after each token with the rows that have ended with it and the number of tokens made.
 
     Raises:
         GenerationError: the model's output is not finite.
     """
-    device, live = backbone.device, list(rows)
-    ids_BT, seen_BS = _left_padded([row.prompt_ids for row in rows], device)
-    uniform_BNL = torch.stack([row.uniforms(sampling) for row in rows]).to(device)
-    position_BT = (seen_BS.long().cumsum(dim=1) - 1).clamp_(min=0)
-    steer_BT = torch.zeros_like(seen_BS)
-    steer_BT[:, -1] = True
-    cache = fresh_cache(backbone.model)
-    for step in range(sampling.max_tokens):
-        with backbone.steering_positions(steer_BT):
-            logits_BV = _forward(backbone, ids_BT, seen_BS, position_BT, cache)
-        token_B = next_tokens(logits_BV, uniform_BNL[:, step], sampling)
-        ended = [ending.take(row, token) for row, token in zip(live, token_B.tolist(), strict=True)]
-        stepped([row for row, end in zip(live, ended, strict=True) if end], len(live))
-        if all(ended):
+    batch = _Batch(backbone, rows, size, sampling)
+    while batch.live:
+        token_B = next_tokens(batch.logits(), batch.uniforms(), sampling)
+        ended = [at for at, token in enumerate(token_B.tolist()) if ending.take(batch.live[at], token)]
+        stepped([batch.live[at] for at in ended], len(batch.live))
+        batch.go_on(token_B, ended)
+
+
+class _Batch:
+    """The rows that are being written.
+
+    The pass over a prompt leaves out its last token, so that every later pass takes one token of each row:
+    the last of its prompt, then those of its answer.
+    """
+
+    def __init__(self, backbone: Backbone, rows: Sequence[Row], size: int, sampling: Sampling):
+        self.backbone, self.sampling, self.device = backbone, sampling, backbone.device
+        self.live: list[Row] = []
+        self._waiting = deque(rows)
+        self._users = Counter(row.prompt_ids for row in rows)
+        self._pasts: dict[tuple[int, ...], Past] = {}
+        self.size = min(size, len(rows))
+        self._cache = RowCache(backbone.model, self.size, sampling.max_tokens)
+        self._token_B = torch.zeros(self.size, dtype=torch.long, device=self.device)
+        shape = self.size, sampling.max_tokens, LEVELS
+        self._uniform_BNL = torch.zeros(shape, dtype=torch.float64, device=self.device)
+        self._begin(range(self.size))
+
+    def logits(self) -> Tensor:
+        """Logits (B, V) of the next token of each row."""
+        cache = self._cache
+        cache.make_ready()
+        start_B1 = torch.tensor(cache.starts, device=self.device)[:, None]
+        column_S = torch.arange(cache.first, cache.used + 1, device=self.device)
+        padded = len(set(cache.starts)) > 1
+        ids_B1 = self._token_B[: len(self.live), None]
+        with self.backbone.steering_positions(torch.ones_like(ids_B1, dtype=torch.bool)):
+            output = self.backbone.model(
+                input_ids=ids_B1,
+                attention_mask=column_S >= start_B1 if padded else None,
+                position_ids=cache.used - start_B1,
+                past_key_values=cache.model_cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        cache.used += 1
+        return cast(Tensor, output.logits[:, -1])
+
+    def uniforms(self) -> Tensor:
+        """Random numbers (B, L) of the next token of each row."""
+        made_B = torch.tensor([len(row.written) for row in self.live], device=self.device)
+        return self._uniform_BNL[torch.arange(len(self.live), device=self.device), made_B]
+
+    def go_on(self, token_B: Tensor, ended: Sequence[int]) -> None:
+        """Take up the tokens that were drawn; other rows take the places of those that have ended."""
+        self._token_B[: len(token_B)] = token_B
+        taken = ended[: len(self._waiting)]
+        self._begin(taken)
+        self._leave(ended[len(taken) :])
+
+    def _begin(self, places: Sequence[int]) -> None:
+        new = [(place, self._waiting.popleft()) for place in places]
+        if not new:
             return
-        if any(ended):
-            kept = [at for at, end in enumerate(ended) if not end]
-            index_B = select(cache, kept, device)
-            token_B, seen_BS, uniform_BNL = token_B[index_B], seen_BS[index_B], uniform_BNL[index_B]
-            position_BT, live = position_BT[index_B], [live[at] for at in kept]
-        ids_BT, position_BT = token_B[:, None], position_BT[:, -1:] + 1
-        steer_BT = torch.ones_like(ids_BT, dtype=torch.bool)
-        seen_BS = torch.cat([seen_BS, steer_BT], dim=1)
+        self._read([row for _, row in new])
+        for prompt, group in groupby(new, key=lambda one: one[1].prompt_ids):
+            members = list(group)
+            self._cache.place(self._pasts[prompt], len(prompt) - 1, [place for place, _ in members])
+            self._users[prompt] -= len(members)
+            if not self._users[prompt]:
+                del self._pasts[prompt]
+        for place, row in new:
+            self.live[place : place + 1] = [row]
+        index_B = torch.tensor(places, device=self.device)
+        last = [row.prompt_ids[-1] for _, row in new]
+        self._token_B[index_B] = torch.tensor(last, device=self.device)
+        uniform_BNL = torch.stack([row.uniforms(self.sampling) for _, row in new])
+        self._uniform_BNL[index_B] = uniform_BNL.to(self.device)
 
+    def _leave(self, places: Sequence[int]) -> None:
+        if not places:
+            return
+        count = len(self.live) - len(places)
+        targets = [place for place in places if place < count]
+        sources = sorted(set(range(count, len(self.live))) - set(places))
+        self._cache.keep(sources, targets, count)
+        self._token_B[targets] = self._token_B[sources]
+        self._uniform_BNL[targets] = self._uniform_BNL[sources]
+        for source, target in zip(sources, targets, strict=True):
+            self.live[target] = self.live[source]
+        del self.live[count:]
 
-def _forward(backbone: Backbone, ids_BT: Tensor, seen_BS: Tensor, position_BT: Tensor, cache: Any) -> Tensor:
-    """Logits (B, V) of the last position; the cache takes up the others."""
-    output = backbone.model(
-        input_ids=ids_BT,
-        attention_mask=seen_BS,
-        position_ids=position_BT,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return cast(Tensor, output.logits[:, -1])
-
-
-def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and which of them are real, (B, T); padding is masked, so any id will do for it."""
-    width = max(map(len, prompts))
-    ids = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-    seen = [[False] * (width - len(prompt)) + [True] * len(prompt) for prompt in prompts]
-    return torch.tensor(ids, device=device), torch.tensor(seen, device=device)
+    def _read(self, rows: Sequence[Row]) -> None:
+        """Have the keys and values of the prompts of rows; a pass takes up those that come next as well."""
+        while new := list(dict.fromkeys(row.prompt_ids for row in rows if row.prompt_ids not in self._pasts)):
+            ahead = (row.prompt_ids for row in self._waiting if row.prompt_ids not in self._pasts)
+            room = max(1, min(self.size, PASS_TOKENS // len(new[0])))
+            prompts = list(dict.fromkeys(chain(new, ahead)))[:room]
+            self._pasts.update(zip(prompts, read_prompts(self.backbone, prompts), strict=True))

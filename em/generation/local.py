@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
@@ -31,7 +32,7 @@ def generate(
     requests: Sequence[Request],
     sampling: Sampling,
     model: str,
-    batch_size: int = 32,
+    batch_size: int = 128,
     done: Done = ignore,
     progress: bool = True,
 ) -> list[Answer]:
@@ -78,28 +79,26 @@ class _Writer:
 
     def write(self, rows: list[Row], size: int, task: Task) -> None:
         """Longest prompts first, so that memory runs out at the beginning or never."""
-        pending = sorted(rows, key=lambda row: (-len(row.prompt_ids), row.at))
-        while pending:
-            batch = pending[:size]
-            if self._fits(batch, task):
-                pending = pending[size:]
-                continue
-            if len(batch) == 1:
+        first = {row.prompt_ids: row.at for row in reversed(rows)}  # rows with the same prompt go together
+        pending = sorted(rows, key=lambda row: (-len(row.prompt_ids), first[row.prompt_ids], row.at))
+        while pending and not self._fits(pending, size, task):
+            count = min(size, len(pending))
+            if count == 1:
                 raise GenerationError(
-                    f"{batch[0].request.name}: the device has too little memory for a single answer; lower "
+                    f"{pending[0].request.name}: the device has too little memory for a single answer; lower "
                     "max_tokens, load the model in bfloat16, or use a smaller one"
                 )
             pending = [row for row in pending if not row.finish]
-            for row in batch:
-                if not row.finish:
-                    row.written.clear()
-            size = len(batch) // 2
-            say(f"answers of {self.model}: out of memory with {len(batch)} at once; going on with {size}")
+            for row in pending:
+                row.written.clear()
+            size = count // 2
+            say(f"answers of {self.model}: out of memory with {count} at once; going on with {size}")
 
-    def _fits(self, batch: list[Row], task: Task) -> bool:
-        """Write a batch; false when memory ran out, with some of its rows perhaps finished."""
+    def _fits(self, rows: list[Row], size: int, task: Task) -> bool:
+        """Write answers; false when memory ran out, with some of them perhaps finished."""
+        step = partial(self._step, task)
         try:
-            decode(self.backbone, batch, self.sampling, self.ending, lambda *made: self._step(task, *made))
+            decode(self.backbone, rows, size, self.sampling, self.ending, step)
             return True
         except torch.OutOfMemoryError:
             pass  # leave the clause first: the error holds the batch's tensors
@@ -120,12 +119,12 @@ class _Writer:
 def _rows(backbone: Backbone, requests: Sequence[Request], sampling: Sampling) -> list[Row]:
     """The tokenised requests, all checked before anything is written."""
     limit = getattr(backbone.model.config.get_text_config(), "max_position_embeddings", None)
-    known: dict[str, list[int]] = {}
+    known: dict[str, tuple[int, ...]] = {}
     rows = []
     for at, request in enumerate(requests):
         text = json.dumps([dict(turn) for turn in request.prompt.messages])
         if text not in known:
-            known[text] = prompt_ids(backbone.tokenizer, request.prompt.messages, request.name)
+            known[text] = tuple(prompt_ids(backbone.tokenizer, request.prompt.messages, request.name))
         row = Row(at, request, known[text])
         if limit is not None and len(row.prompt_ids) + sampling.max_tokens > limit:
             raise GenerationError(

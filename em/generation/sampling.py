@@ -10,6 +10,8 @@ from torch import Tensor
 from em.errors import ConfigError
 
 LEVELS = 4  # random numbers for each token
+TINY = 1e-30  # a lower temperature than this is as good as this one
+FIRST_LIKELIEST = 64  # tokens that top_p looks at first
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def next_tokens(logits_BV: Tensor, uniform_BL: Tensor, sampling: Sampling) -> Te
     At each of the `LEVELS` the first branch is taken whose cumulative probability, among its sisters, exceeds
     the level's random number. One cumulative sum over the whole vocabulary would do the same with one number,
     but its rounding (1e-6 between batch sizes) is wider than most of the unlikely tokens: with SmolLM2 9 in
-    10 000 drawn tokens change with the batch size, here 1 in 400 000.
+    10 000 drawn tokens change with the batch size, here 1 in 400 000. Probabilities are float32, whose
+    rounding is far below that of the logits; below the first level, where they are few, float64.
 
     Args:
         logits_BV: of the last position, any dtype.
@@ -66,45 +69,91 @@ def next_tokens(logits_BV: Tensor, uniform_BL: Tensor, sampling: Sampling) -> Te
     Returns:
         Token ids, shape (B,); -1 in rows whose logits are not finite.
     """
-    # Rows of -inf alone and rows with +inf or NaN have no largest finite logit.
-    top_B1 = logits_BV.amax(dim=-1, keepdim=True)
-    broken_B = ~top_B1[:, 0].isfinite()
     if sampling.temperature == 0:
-        return logits_BV.argmax(dim=-1).masked_fill(broken_B, -1)
-    # The difference before the division: a tiny temperature cannot overflow.
-    weights_BV = logits_BV.double().sub_(top_B1.double()).div_(sampling.temperature).exp_()
+        token_B1 = logits_BV.argmax(dim=-1, keepdim=True)
+        # Rows of -inf alone and rows with +inf or NaN have no largest finite logit.
+        return token_B1.masked_fill(~logits_BV.gather(1, token_B1).isfinite(), -1)[:, 0]
+    probs_BV = _probabilities(logits_BV, sampling.temperature)
+    broken_B = probs_BV[:, 0].isnan()  # then the whole row is
     if sampling.top_p < 1:
-        weights_BV = _nucleus(weights_BV, sampling.top_p)
-    return _drawn(weights_BV, uniform_BL).masked_fill(broken_B, -1)
+        probs_BV = _nucleus(probs_BV, sampling.top_p)
+    return _drawn(probs_BV, uniform_BL).masked_fill(broken_B, -1)
 
 
-def _drawn(weights_BV: Tensor, uniform_BL: Tensor) -> Tensor:
-    count, size = len(weights_BV), weights_BV.shape[1]
+def _probabilities(logits_BV: Tensor, temperature: float) -> Tensor:
+    scaled_BV = logits_BV.float()
+    if temperature != 1:
+        # The difference before the division: a tiny temperature cannot overflow, nor be 0 in float32.
+        scaled_BV = (scaled_BV - scaled_BV.amax(dim=-1, keepdim=True)).div_(max(temperature, TINY))
+    return scaled_BV.softmax(dim=-1)
+
+
+def _drawn(probs_BV: Tensor, uniform_BL: Tensor) -> Tensor:
+    """A token of each row; only the branch that is taken is padded to its full width."""
+    size, device = probs_BV.shape[1], probs_BV.device
     branches = next(n for n in range(1, size + 1) if n**LEVELS >= size)
-    rest_BX = torch.nn.functional.pad(weights_BV, (0, branches**LEVELS - size))
-    rows_B = torch.arange(count, device=weights_BV.device)
-    token_B = torch.zeros_like(rows_B)
-    for level in range(LEVELS):
-        rest_BNX = rest_BX.view(count, branches, -1)
-        cumulative_BN = rest_BNX.sum(dim=-1).cumsum(dim=-1)
-        total_B = cumulative_BN[:, -1]
-        # Rounding must not reach the total, past which nothing lies.
-        below_B = torch.nextafter(total_B, torch.zeros_like(total_B))
-        target_B = torch.minimum(uniform_BL[:, level] * total_B, below_B)
-        branch_B = torch.searchsorted(cumulative_BN, target_B[:, None], right=True)[:, 0]
-        branch_B = branch_B.clamp(max=branches - 1)  # rows that are not numbers
+    width = branches ** (LEVELS - 1)
+    token_B = _branch(_sums(probs_BV, branches, width), uniform_BL[:, 0])
+    column_BX = token_B[:, None] * width + torch.arange(width, device=device)
+    rest_BX = probs_BV.gather(1, column_BX.clamp(max=size - 1)).double().masked_fill_(column_BX >= size, 0)
+    rows_B = torch.arange(len(probs_BV), device=device)
+    for level in range(1, LEVELS):
+        rest_BNX = rest_BX.view(len(rows_B), branches, -1)
+        branch_B = _branch(rest_BNX.sum(dim=-1), uniform_BL[:, level])
         token_B = token_B * branches + branch_B
         rest_BX = rest_BNX[rows_B, branch_B]
     return token_B
 
 
-def _nucleus(weights_BV: Tensor, top_p: float) -> Tensor:
+def _sums(probs_BV: Tensor, branches: int, width: int) -> Tensor:
+    """Probability (B, N) of each branch of the first level, of which the last ones may be short or empty."""
+    whole, size = probs_BV.shape[1] // width, probs_BV.shape[1]
+    sums_BN = probs_BV.new_zeros(len(probs_BV), branches, dtype=torch.float64)
+    sums_BN[:, :whole] = probs_BV[:, : whole * width].unflatten(1, (whole, width)).sum(dim=-1)
+    if whole * width < size:
+        sums_BN[:, whole] = probs_BV[:, whole * width :].sum(dim=-1)
+    return sums_BN
+
+
+def _branch(weights_BN: Tensor, uniform_B: Tensor) -> Tensor:
+    cumulative_BN = weights_BN.cumsum(dim=-1)
+    total_B = cumulative_BN[:, -1]
+    # Rounding must not reach the total, past which nothing lies.
+    below_B = torch.nextafter(total_B, torch.zeros_like(total_B))
+    target_B = torch.minimum(uniform_B * total_B, below_B)
+    branch_B = torch.searchsorted(cumulative_BN, target_B[:, None], right=True)[:, 0]
+    return branch_B.clamp(max=weights_BN.shape[1] - 1)  # rows that are not numbers
+
+
+def _nucleus(probs_BV: Tensor, top_p: float) -> Tensor:
     """Zero all but the fewest likeliest tokens that hold `top_p`; of equal ones the first come first."""
-    ordered_BV, order_BV = weights_BV.sort(dim=-1, descending=True, stable=True)
-    before_BV = ordered_BV.cumsum(dim=-1) - ordered_BV
-    kept_BV = before_BV < top_p * ordered_BV.sum(dim=-1, keepdim=True)
-    kept_BV[:, 0] = True
-    return torch.zeros_like(weights_BV).scatter_(1, order_BV, ordered_BV * kept_BV)
+    least_B1, ties_B1 = _least(probs_BV, top_p)
+    tied_BV = probs_BV == least_B1
+    if bool((tied_BV.sum(dim=-1, keepdim=True) > ties_B1).any()):
+        tied_BV &= tied_BV.cumsum(dim=-1) <= ties_B1
+    return probs_BV.masked_fill(~(tied_BV | (probs_BV > least_B1)), 0)
+
+
+def _least(probs_BV: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """Probability of the last token that is kept, and how many of equal ones are, (B, 1) each.
+
+    Only as many of the likeliest tokens are ordered as the rows need, which is mostly few.
+    """
+    rows, size = torch.arange(len(probs_BV), device=probs_BV.device), probs_BV.shape[1]
+    least_B1 = probs_BV.new_empty(len(probs_BV), 1)
+    ties_B1 = torch.empty_like(least_B1, dtype=torch.long)
+    count, open_BV = min(FIRST_LIKELIEST, size), probs_BV
+    while len(rows):
+        likely_BK = open_BV.topk(count, dim=-1).values
+        before_BK = likely_BK.double().cumsum(dim=-1) - likely_BK
+        kept_BK = before_BK < top_p * open_BV.sum(dim=-1, keepdim=True)
+        kept_BK[:, 0] = True
+        last_B1 = kept_BK.sum(dim=-1, keepdim=True) - 1
+        least_B1[rows] = likely_BK.gather(1, last_B1)
+        ties_B1[rows] = (kept_BK & (likely_BK == least_B1[rows])).sum(dim=-1, keepdim=True)
+        more_B = kept_BK[:, -1] if count < size else torch.zeros_like(kept_BK[:, -1])
+        rows, open_BV, count = rows[more_B], open_BV[more_B], min(8 * count, size)
+    return least_B1, ties_B1
 
 
 def _number(value: Any) -> bool:

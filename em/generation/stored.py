@@ -24,7 +24,7 @@ def answers_for(
     requests: Sequence[Request],
     sampling: Sampling,
     model: str,
-    batch_size: int = 32,
+    batch_size: int = 128,
     about: Mapping[str, Any] | None = None,
     done: Done = ignore,
 ) -> list[Answer]:

@@ -11,7 +11,7 @@ from em.backbone import Backbone
 from em.chat import prompt_ids, prompt_text
 from em.datamodules.answers import Answer
 from em.errors import GenerationError
-from em.generation import _cache
+from em.generation import _cache, decode, local
 from em.generation.decode import Row, end_tokens
 from em.generation.local import generate
 from em.generation.requests import Request, requests_for
@@ -243,6 +243,18 @@ def test_interventions_act_as_without_a_cache_and_not_while_disabled(number: int
     assert texts(generate(backbone, asked(1), TWELVE, "m")) == bare
 
 
+def test_a_folded_lora_gives_the_same_answers() -> None:
+    backbone = tiny_backbone()
+    lora = Lora(r=2, alpha=8)
+    lora.attach(backbone)
+    randomise(lora, scale=3.0)
+    expected = generate(backbone, asked(2), TWELVE, "m")
+    with lora.merged():
+        assert generate(backbone, asked(2), TWELVE, "m", batch_size=3) == expected
+    with lora.disabled(), lora.merged():
+        assert generate(backbone, asked(2), TWELVE, "m") != expected
+
+
 def test_answer_positions_are_told_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = tiny_backbone()
     masks: list[Tensor] = []
@@ -324,16 +336,16 @@ def test_output_that_is_not_finite_is_refused() -> None:
 def memory_for(
     backbone: Backbone, rows: int, monkeypatch: pytest.MonkeyPatch, from_step: int = 0
 ) -> Iterator[list[int]]:
-    """The device holds only so many rows, from one step of each batch on."""
-    forward, sizes, step = backbone.model.forward, [], [0]
+    """The device holds only so many rows, from one step of each attempt on; yields those of every pass."""
+    forward, sizes, step = backbone.model.forward, [], [-1]
 
     def limited(*args: Any, **kwargs: Any) -> Any:
         ids = kwargs["input_ids"]
-        step[0] = 0 if ids.shape[1] > 1 else step[0] + 1
+        step[0] += 1
         if len(ids) > rows and step[0] >= from_step:
+            step[0] = -1
             raise torch.OutOfMemoryError("CUDA out of memory")
-        if step[0] == 0:
-            sizes.append(len(ids))
+        sizes.append(len(ids))
         return forward(*args, **kwargs)
 
     with monkeypatch.context() as patch:
@@ -353,7 +365,8 @@ def test_the_batch_is_halved_until_it_fits(
         found = generate(backbone, asked(4), sampling, "m", batch_size=16, done=seen.append)
     assert found == expected
     assert len(seen) == 20, "an answer that was finished before is not made again"
-    assert sizes[-1] <= 5 and (from_step == 6 or sizes == [4] * 5)
+    assert max(sizes[-20:]) <= 5 and sizes[0] == (16 if from_step else 4)
+    assert from_step == 6 or sizes[:-20] == [4] * (len(sizes) - 20), "ended rows make place for others"
     assert re.search(r"out of memory with 16 at once; going\s+on with 8", capsys.readouterr().err)
 
 
@@ -372,6 +385,179 @@ def test_batch_size_and_sharded_backbones_are_refused(monkeypatch: pytest.Monkey
     monkeypatch.setattr(Backbone, "sharded", True)
     with pytest.raises(GenerationError, match="fsdp2.*run directory"):
         generate(tiny_backbone(), ONE, TWELVE, "m")
+
+
+def prompt_passes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The lengths of the prompts of every pass over prompts, without their last tokens."""
+    read: list[list[int]] = []
+    read_all = decode.read_prompts
+
+    def counted(backbone: Backbone, prompts: Any) -> Any:
+        read.append([len(prompt) - 1 for prompt in prompts])
+        return read_all(backbone, prompts)
+
+    monkeypatch.setattr(decode, "read_prompts", counted)
+    return read
+
+
+def all_passes(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Rows and tokens of every pass through the layers."""
+    shapes: list[tuple[int, int]] = []
+    forward = backbone.decoder.forward
+
+    def seen(*args: Any, **kwargs: Any) -> Any:
+        shapes.append(tuple(kwargs["input_ids"].shape))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(backbone.decoder, "forward", seen)
+    return shapes
+
+
+@pytest.mark.parametrize(("size", "count"), [(1, 5), (3, 2), (32, 1)])
+def test_each_distinct_prompt_is_read_once(size: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = tiny_backbone(layers=2)
+    lengths = [len(prompt_ids(backbone.tokenizer, r.prompt.messages)) - 1 for r in asked(1)]
+    read, shapes = prompt_passes(monkeypatch), all_passes(backbone, monkeypatch)
+    generate(backbone, asked(4), TWELVE, "m", batch_size=size)
+    assert [length for one in read for length in one] == sorted(lengths, reverse=True)
+    assert len(read) == count and max(map(len, read)) <= size
+    assert [shape for shape in shapes if shape[1] > 1] == [(len(one), one[0]) for one in read]
+    assert {shape[1] for shape in shapes} == {1, *(one[0] for one in read)}
+
+
+def test_long_prompts_are_read_in_more_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = tiny_backbone(layers=2)
+    expected = generate(backbone, asked(2), TWELVE, "m")
+    longest = max(len(prompt_ids(backbone.tokenizer, r.prompt.messages)) for r in asked(1))
+    monkeypatch.setattr(decode, "PASS_TOKENS", 2 * longest)
+    read = prompt_passes(monkeypatch)
+    assert generate(backbone, asked(2), TWELVE, "m") == expected
+    assert len(read) > 1 and all(len(one) * one[0] <= 2 * longest for one in read)
+
+
+def test_samples_that_share_a_prompt_pass_are_those_that_do_not() -> None:
+    backbone, requests = tiny_backbone(), requests_for([prompt("return the table")], 6)
+    together = generate(backbone, requests, TWELVE, "m")
+    assert together == [generate(backbone, [one], TWELVE, "m")[0] for one in requests]
+    assert len(set(texts(together))) == 6
+
+
+LENGTHS = ["hi", "a b " * 100, "what is it", "the table " * 25, "return"]
+
+
+@pytest.mark.parametrize(("size", "chunk"), [(1, 3), (2, 128), (7, 3)])
+def test_places_that_are_taken_again_give_the_answers_of_fixed_batches(
+    size: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts of very different lengths; answers that end after 1 to 40 tokens."""
+    backbone, sampling = tiny_backbone(layers=1), Sampling(max_tokens=40, temperature=2.5)
+    requests = requests_for([prompt(text, str(at)) for at, text in enumerate(LENGTHS)], 3)
+    fixed = [
+        answer
+        for start in range(0, len(requests), 5)
+        for answer in generate(backbone, requests[start : start + 5], sampling, "m", batch_size=5)
+    ]
+    monkeypatch.setattr(_cache, "CHUNK", chunk)
+    rows = counting(backbone, monkeypatch)
+    assert generate(backbone, requests, sampling, "m", batch_size=size) == fixed
+    made = [answer.tokens + (answer.finish == "stop") for answer in fixed]
+    assert min(made) < 10 and max(made) == 40
+    assert sum(rows) == sum(made), "no pass of a row is wasted or left out"
+    assert rows == sorted(rows, reverse=True) and rows[0] == size
+    assert rows[: sum(made) // size - 40] == [size] * (sum(made) // size - 40), "always full but at the end"
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "mistral"])
+def test_places_that_are_taken_again_behind_windows(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cache, "CHUNK", 4)
+    backbone = tiny_backbone(family, sliding_window=8)
+    expected = generate(backbone, asked(2), TWELVE, "m")
+    assert generate(backbone, asked(2), TWELVE, "m", batch_size=3) == expected
+
+
+def one_token(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    """The prompt that says this has one token only."""
+    whole = local.prompt_ids
+
+    def short(tokenizer: Any, messages: Any, where: str = "") -> list[int]:
+        ids = whole(tokenizer, messages, where)
+        return ids[-1:] if messages[-1]["content"] == said else ids
+
+    monkeypatch.setattr(local, "prompt_ids", short)
+
+
+def test_a_prompt_of_one_token_alone_and_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, requests = tiny_backbone(), asked(2)
+    before = generate(backbone, requests, TWELVE, "m")
+    one_token(monkeypatch, "hi")
+    (ids,) = (local.prompt_ids(backbone.tokenizer, one.prompt.messages) for one in requests[4:5])
+    assert len(ids) == 1
+    read = prompt_passes(monkeypatch)
+    alone = generate(backbone, requests[4:6], TWELVE, "m")
+    assert read == [[0]] and texts(alone) != texts(before[4:6])
+    with torch.no_grad():
+        first = backbone.model(input_ids=torch.tensor([ids]), use_cache=False).logits[:, -1]
+    token = next_tokens(first, Row(0, requests[4], ids).uniforms(TWELVE)[:1], TWELVE)
+    assert alone[0].text.startswith(backbone.tokenizer.decode(token))
+    for size in (1, 2, 32):
+        found = generate(backbone, requests, TWELVE, "m", batch_size=size)
+        assert found == [*before[:4], *alone, *before[6:]]
+
+
+def test_what_lies_in_unused_room_is_never_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, sampling = tiny_backbone(), Sampling(max_tokens=20, temperature=2)
+    one_token(monkeypatch, "hi")
+    expected = generate(backbone, asked(3), sampling, "m")
+    room = _cache._Room._room
+    monkeypatch.setattr(_cache._Room, "_room", lambda self, like: room(self, like).fill_(torch.nan))
+    for size, chunk in ((15, 128), (4, 4)):
+        monkeypatch.setattr(_cache, "CHUNK", chunk)
+        assert generate(backbone, asked(3), sampling, "m", batch_size=size) == expected
+
+
+def test_answers_of_one_token() -> None:
+    backbone = tiny_backbone()
+    long = generate(backbone, asked(2), TWELVE, "m")
+    for size in (1, 4, 32):
+        short = generate(backbone, asked(2), Sampling(max_tokens=1), "m", batch_size=size)
+        assert all(b.tokens == min(1, a.tokens) for a, b in zip(long, short, strict=True))
+        assert all(a.text.startswith(b.text) for a, b in zip(long, short, strict=True))
+
+
+def test_prompts_are_read_without_answer_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, masks = tiny_backbone(), list[Tensor]()
+    forward = backbone.decoder.forward
+
+    def seen(*args: Any, **kwargs: Any) -> Any:
+        assert backbone.steer_BT is not None and backbone.steer_BT.shape == kwargs["input_ids"].shape
+        masks.append(backbone.steer_BT)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(backbone.decoder, "forward", seen)
+    generate(backbone, asked(1), Sampling(max_tokens=3), "m")
+    assert masks[0].shape[1] > 1 and not masks[0].any()
+    assert len(masks) == 4 and all(mask.all() and mask.shape == (5, 1) for mask in masks[1:3])
+
+
+def test_text_is_decoded_once_without_stop_texts_and_only_its_end_with_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backbone = tiny_backbone()
+    lengths: list[int] = []
+    whole = backbone.tokenizer.decode
+
+    def counted(ids: list[int], **options: Any) -> str:
+        lengths.append(len(ids))
+        return str(whole(ids, **options))
+
+    monkeypatch.setattr(backbone.tokenizer, "decode", counted)
+    (answer,) = generate(backbone, ONE, Sampling(max_tokens=60), "m")
+    assert lengths == [answer.tokens]
+    lengths.clear()
+    rigged(backbone, backbone.tokenizer("the table and " * 30 + "END then")["input_ids"], monkeypatch)
+    (answer,) = generate(backbone, ONE, Sampling(max_tokens=300, stop=("END", "nowhere")), "m")
+    assert answer.text == "the table and " * 30 and answer.finish == "stop"
+    assert sorted(lengths)[-2:] == [answer.tokens] * 2 and sorted(lengths)[-3] <= 2 * (len("nowhere") + 8)
 
 
 def test_a_cache_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

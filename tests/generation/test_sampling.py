@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from em.errors import ConfigError
+from em.generation import sampling as chosen_by
 from em.generation.sampling import LEVELS, Sampling, next_tokens
 
 LOGITS = torch.tensor([0.5, 0.1, 0.3, 0.1]).log()
@@ -146,3 +147,71 @@ def test_logits_of_low_precision_are_used_as_they_are() -> None:
     uniform = torch.rand(8, LEVELS, generator=generator, dtype=torch.float64)
     expected = next_tokens(logits.double(), uniform, Sampling())
     assert torch.equal(next_tokens(logits, uniform, Sampling()), expected)
+
+
+def nucleus_by_sorting(probs_BV: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Of the whole vocabulary; of equally likely tokens the first come first."""
+    ordered_BV, order_BV = probs_BV.sort(dim=-1, descending=True, stable=True)
+    before_BV = ordered_BV.double().cumsum(dim=-1) - ordered_BV
+    kept_BV = before_BV < top_p * probs_BV.sum(dim=-1, keepdim=True)
+    kept_BV[:, 0] = True
+    return torch.zeros_like(probs_BV).scatter_(1, order_BV, ordered_BV * kept_BV)
+
+
+@pytest.mark.parametrize("top_p", [1e-9, 0.1, 0.5, 0.9, 0.999, 1 - 1e-9])
+@pytest.mark.parametrize("size", [1, 7, 64, 65, 3000])
+@pytest.mark.parametrize("ties", [False, True])
+def test_top_p_is_that_of_a_full_sort(top_p: float, size: int, ties: bool) -> None:
+    """Rows from nearly certain to nearly even, so that they need few tokens or all of them."""
+    generator = torch.Generator().manual_seed(size)
+    logits = torch.randn(40, size, generator=generator) * torch.logspace(-2, 1.5, 40)[:, None]
+    logits[0] = 0
+    probs = (logits.round() if ties else logits).softmax(dim=-1)
+    found = chosen_by._nucleus(probs, top_p)
+    assert torch.equal(found, nucleus_by_sorting(probs, top_p))
+    counts = (found > 0).sum(dim=1)
+    assert counts.min() >= 1 and (size < 3000 or ties or top_p != 0.9 or counts.max() > 512)
+
+
+def test_top_p_orders_few_tokens_where_few_are_likely(monkeypatch: pytest.MonkeyPatch) -> None:
+    ordered: list[tuple[int, int]] = []
+    topk = torch.Tensor.topk
+
+    def counted(self: torch.Tensor, count: int, dim: int) -> Any:
+        ordered.append((len(self), count))
+        return topk(self, count, dim=dim)
+
+    monkeypatch.setattr(torch.Tensor, "topk", counted)
+    probs = torch.stack([torch.arange(3000.0) * 0.1, torch.zeros(3000)]).softmax(dim=-1)
+    chosen_by._nucleus(probs, 0.9)
+    assert ordered == [(2, 64), (1, 512), (1, 3000)]
+
+
+def test_a_token_does_not_depend_on_the_other_rows() -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(33, 5000, generator=generator) * 3
+    uniform = torch.rand(33, LEVELS, generator=generator, dtype=torch.float64)
+    for sampling in (Sampling(), Sampling(temperature=0.7), Sampling(top_p=0.8), Sampling(temperature=0)):
+        together = next_tokens(logits, uniform, sampling)
+        alone = [next_tokens(logits[at : at + 1], uniform[at : at + 1], sampling) for at in range(33)]
+        assert torch.equal(together, torch.cat(alone))
+
+
+def test_unlikely_tokens_are_drawn_as_often_as_in_exact_arithmetic() -> None:
+    """5000 tokens of 1e-9 each, and the same with nothing else."""
+    logits = torch.full((5001,), math.log(1e-9))
+    logits[3] = 0.0
+    uniform = torch.rand(2000, LEVELS, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    assert bool((next_tokens(logits.expand(2000, -1), uniform, Sampling()) == 3).all())
+    logits[3] = -math.inf
+    tokens = next_tokens(logits.expand(2000, -1), uniform, Sampling())
+    assert len(tokens.unique()) == pytest.approx(5000 * -math.expm1(-2000 / 5000), rel=0.05)
+    assert float(tokens.double().mean()) == pytest.approx(2500, rel=0.03)
+
+
+def test_input_is_left_as_it_is() -> None:
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(4))
+    before, uniform = logits.clone(), torch.full((4, LEVELS), 0.5, dtype=torch.float64)
+    for sampling in (Sampling(), Sampling(temperature=0.5, top_p=0.5), Sampling(temperature=0)):
+        next_tokens(logits, uniform, sampling)
+        assert torch.equal(logits, before)
