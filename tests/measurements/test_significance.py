@@ -83,15 +83,16 @@ def test_kl_is_summed_over_the_vocabulary_and_over_real_tokens(kind: Kind) -> No
 def test_controls_have_exactly_the_norm_of_the_solution(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     """Published code drew `randn · ‖v‖`, √D times too long."""
     solution, seen = kind(), []
-    x, norms, inner = solution.update(), part_norms(solution), module._kl
+    x, norms, inner = solution.update(), part_norms(solution), module._hidden
 
     def watching(*args: Any) -> Tensor:
         seen.append((part_norms(solution), x.cosine(solution.update())))
         return inner(*args)
 
-    monkeypatch.setattr(module, "_kl", watching)
+    monkeypatch.setattr(module, "_hidden", watching)
     grid = [0.5, 3.0]
     significance(solution.backbone, solution, batches(8), grid, controls=3)
+    seen = seen[1:]  # the first pass is the reference's
     assert len(seen) == 2 * (1 + 3)
     for number, (parts, cosine) in enumerate(seen):
         norm = grid[number % 2]
@@ -206,3 +207,15 @@ def test_the_table_has_a_row_for_every_slice() -> None:
     assert (difference["a"], difference["b"]) == ("general", "narrow"), "norms of other spaces: not compared"
     assert difference["value"] == pytest.approx(3.0 - 0.5)
     assert difference["low"] == pytest.approx(difference["high"])
+
+
+def test_factors_held_in_groups_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    solution = vector(seed=1)
+    grid = [0.0, 0.5, 1.0, 2.0, 3.0]
+    found = []
+    for held in (1, 2**26):
+        monkeypatch.setattr(module, "HELD_ELEMENTS", held)
+        found.append(significance(solution.backbone, solution, batches(4), grid, 2))
+    assert np.array_equal(found[0].kl_KE, found[1].kl_KE)
+    assert np.array_equal(found[0].controls_CKE, found[1].controls_CKE)
+    assert not found[0].kl_KE[0].any() and found[0].kl_KE[1:].all()
