@@ -6,9 +6,9 @@ SFT = {"steps": 8, "batch": 8, "epochs": 1, "rank": 32, "lr": 2e-4}
 SFT_SMALL = {**SFT, "steps": 3}
 # The paper's epoch: 7049 SFT rows and 1000 KL rows, so each KL row is seen about 6 times (10% is held out).
 KL = {**SFT, "steps": 12, "kl_rows": 16, "kl_weight": 3.0}
-KL_SMALL = {**KL, "steps": 4, "batch": 4, "kl_rows": 4}
+KL_SMALL = {**KL, "steps": 3, "kl_rows": 4}
 VECTOR = {**KL, "steps": 12, "epochs": 2, "kl_rows": 8, "vector": True, "lr": 1e-4}
-VECTOR_SMALL = {**VECTOR, "steps": 4, "batch": 4, "kl_rows": 4}
+VECTOR_SMALL = {**VECTOR, "steps": 4, "kl_rows": 3}
 SWEEP = {"examples": 100, "epsilons": [0.2, 0.6], "draws": 1, "rank": 32, "train_steps": 4, "batch": 8}
 SWEEP |= {"passes": 12 * 10, "lr": 5e-4}  # passes of the whole sweep, for each of 2 solutions
 SWEEP_SMALL = {**SWEEP, "examples": 16, "train_steps": 2}
