@@ -64,7 +64,7 @@ def common_norms(norms: Sequence[float], factors: Sequence[float]) -> list[float
 def efficiency(intervention: Intervention, panel: Panel, norms: Sequence[float]) -> Efficiency:
     """Loss with the whole update times one factor, so that it has each norm of the grid in turn.
 
-    One factor for all modules: at factor 1 the solution is the trained one, bit for bit.
+    One factor for all modules: at factor 1 the solution is the trained one.
 
     Args:
         intervention: attached to the panel's backbone.

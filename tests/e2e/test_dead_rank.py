@@ -19,12 +19,12 @@ BUG = "failed: ZeroDivisionError: not foreseen"
 # What becomes of one run, attempt after attempt, each a step later: who, how, the run's status, the words.
 FAULTS = {
     "ddp": [
-        (1, "SIGKILL", "interrupted", DIED),
+        (1, "bug", "failed", BUG),
         (0, "SIGKILL", "interrupted", DIED),
         (1, "SIGSTOP", "interrupted", HANGS),
         (1, "TrainingError", "failed", COLD),
     ],
-    "fsdp2": [(1, "SIGKILL", "interrupted", DIED), (1, "bug", "failed", BUG)],
+    "fsdp2": [(1, "SIGKILL", "interrupted", DIED)],
 }
 
 

@@ -2,10 +2,8 @@
 
 import os
 import time
-from collections.abc import Iterator
 
 import pytest
-import torch
 
 from em.config.schema import BackboneConfig, DataConfig, PairConfig, SourceConfig
 from em.datamodules.pairs import SIDES, Pair, Side, pair_rows, read_pairs
@@ -23,16 +21,8 @@ pytestmark = pytest.mark.skipif(not has_smollm2(), reason="the package llm-smoll
 LAYER, ROWS = 15, 16
 
 
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.skipif(not os.environ.get("EM_DATA"), reason="EM_DATA does not name the published data")
-def test_one_direction_tells_published_answers_apart(two_threads: None) -> None:
+def test_one_direction_tells_published_answers_apart() -> None:
     """Bad against good medical advice in a model that was trained on neither (arXiv 2506.11618)."""
     began = time.monotonic()
     bad, good = (SourceConfig(path=f"{name}_medical_advice.jsonl.gz") for name in ("bad", "good"))
