@@ -29,6 +29,11 @@ REASONS = {
         "and backward through the upper half and the head at answer positions remain. The peer's backward "
         "pass ends at the vector as well."
     ),
+    "start": (
+        "Imports take about ten seconds, most of them Lightning's own (torchmetrics, torch._dynamo; listed "
+        "above). The quickstart's first step comes after the states of the frozen model are stored, which later steps "
+        "and the second member then read."
+    ),
     "limit": (
         "The share is of what bare products reach with nothing between them; norms, rotary angles, attention "
         "weights, copies between layouts and the optimizer are in the step too, as the profile shows."
