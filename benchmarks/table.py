@@ -31,8 +31,8 @@ REASONS = {
     ),
     "start": (
         "Imports take about ten seconds, most of them Lightning's own (torchmetrics, torch._dynamo; listed "
-        "above). The quickstart's first step comes after the states of the frozen model are stored, which later steps "
-        "and the second member then read."
+        "above). The quickstart's first step comes after the states of the frozen model are stored, which "
+        "later steps and the second member then read."
     ),
     "limit": (
         "The share is of what bare products reach with nothing between them; norms, rotary angles, attention "
