@@ -15,8 +15,8 @@ COLUMNS = ["work", "against", "ours", "peer", "ratio (min to max)", "target", ""
 TEMPLATE = "performance.md.j2"
 # Why a row falls short on a machine, in words: the numbers of the page say by how much.
 MACHINE_BOUND = (
-    "By a count of its arithmetic the peer runs near two thirds of the matmul limit here, as em does (the row "
-    "`limit`), so the ratio is that of the arithmetic: "
+    "By a count of its arithmetic the peer runs near two thirds of the matmul limit here, as em does (the "
+    "row `limit`), so the ratio is that of the arithmetic: "
 )
 REASONS = {
     "kl": (
