@@ -33,7 +33,8 @@ class Backbone(nn.Module):
 
     Raises:
         BackboneError: no decoder layers or head are found, or the head does more than a linear map and
-            a soft cap, so that losses over selected positions would not be the model's own.
+            a soft cap, so that losses over selected positions would not be the model's own; or rows shall
+            always be packed and its attention does not allow it.
     """
 
     def __init__(
@@ -51,7 +52,6 @@ class Backbone(nn.Module):
         self.hidden_size = int(config.hidden_size)
         self.softcap = getattr(config, "final_logit_softcapping", None)
         self.steer_BT: Tensor | None = None
-        self.share_prefix = True  # of packed rows; off while a random mask makes equal tokens differ
         if not isinstance(getattr(self.decoder, "layers", None), nn.ModuleList) or self.head is None:
             raise BackboneError(
                 f"{self.name}: no decoder layers and output head were found in {type(model).__name__}; "
@@ -62,6 +62,11 @@ class Backbone(nn.Module):
         self._check_head()
         self._packing: Packing = packing
         self._can_pack = packing != "never" and self._check_packing()
+        if packing == "always" and not self._can_pack:
+            raise BackboneError(
+                f"backbone.packing: always is not possible with the attention of {self.name}; "
+                "set it to auto, or backbone.attention to sdpa where the model has no soft cap in it"
+            )
         self.fingerprint = self._fingerprint()
 
     @property
@@ -178,10 +183,14 @@ class Backbone(nn.Module):
         if self._packing == "auto" and input_ids_BT.device.type != "cpu":
             return None
         steer_BT = self.steer_BT
-        if not self.share_prefix or (steer_BT is not None and steer_BT.shape != input_ids_BT.shape):
+        if self._random() or (steer_BT is not None and steer_BT.shape != input_ids_BT.shape):
             return Layout(length_B, input_ids_BT.shape[1])
         prefix = shared_prefix(input_ids_BT, length_B, steer_BT)
         return Layout(length_B, input_ids_BT.shape[1], prefix)
+
+    def _random(self) -> bool:
+        """Whether dropout is on, which makes equal tokens differ."""
+        return any(isinstance(m, nn.Dropout) and m.training and m.p > 0 for m in self.modules())
 
     def _packed_steer(self, layout: Layout) -> Tensor | None:
         # Told for other rows than these: nothing that acts at answer positions may be on.

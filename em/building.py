@@ -117,8 +117,7 @@ def frozen_states(made: Experiment) -> FrozenStates | None:
         return None
     schedule = config.kl.schedule
     uses = uses_of(data.sft, data.kl, data.steps, lambda step: kl_factor(schedule, step, data.steps) > 0)
-    lowest = min(each.lowest_layer() for each in (made.intervention, *made.during_training))
-    everywhere = config.kl.positions == "all"
+    lowest, everywhere = made.module.lowest_layer(), config.kl.positions == "all"
     return FrozenStates(config.states, made.backbone, uses, lowest, everywhere, data.pad, config.seed)
 
 

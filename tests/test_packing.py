@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from em.backbone import Backbone
+from em.errors import BackboneError
 from em.interventions.base import Intervention
+from em.interventions.lora import Lora
 from em.packing import Layout, shared_prefix
 from tests.interventions.examples import Case, attached, cases
 from tests.tiny import FAMILIES, tiny_backbone, tiny_model, tiny_tokenizer, token_ids
@@ -108,6 +110,26 @@ def test_a_soft_cap_in_attention_is_not_packed() -> None:
         assert torch.equal(backbone.trunk(ids_BT, None, LENGTHS), backbone.trunk(ids_BT))
     handle.remove()
     assert shapes == [(4, 9)] * 2
+
+
+def test_always_is_refused_where_it_is_impossible() -> None:
+    with pytest.raises(BackboneError, match="backbone.packing: always is not possible .* set it to auto"):
+        Backbone(tiny_model("gemma2"), tiny_tokenizer("chatml"), "tiny", "always")
+
+
+def test_under_dropout_rows_share_nothing() -> None:
+    """Each row has a mask of its own, so equal tokens differ."""
+    lora = Lora(r=2, dropout=0.5)
+    backbone, ids_BT = tiny_backbone(), token_ids()
+    lora.attach(backbone)
+    ids_BT[:, :4] = ids_BT[0, :4]
+    shapes, handle = seen_rows(backbone)
+    for training in (True, False):
+        for module in lora.training_modules():
+            module.training = training
+        backbone.trunk(ids_BT, None, LONGER)
+    handle.remove()
+    assert shapes == [(1, 27), (1, 27 - 3 * 4)]
 
 
 def test_never_means_never() -> None:

@@ -35,33 +35,45 @@ def model_facts(model: str, revision: str | None = None) -> ModelFacts | None:
         return ALIASES[model]
     if model.endswith(".gguf"):
         return None
-    folder = Path(model).expanduser()
-    path = folder / "config.json" if folder.is_dir() else _cached(model, revision)
-    return _read(path) if path is not None and path.is_file() else None
-
-
-def _cached(model: str, revision: str | None) -> Path | None:
-    # Lazy: the import takes 0.2 s, which an alias or a local folder should not pay.
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(model, "config.json", revision=revision)
-    except HFValidationError:  # not a hub id; a missing local path is reported by the rules
+    found = own_config(model, revision)
+    if found is None:
         return None
-    return Path(found) if isinstance(found, str) else None
+    config, _ = found
+    nested = config.get("text_config")  # a vision-language model
+    sizes = _sizes(config) or (_sizes(nested) if isinstance(nested, dict) else None)
+    return ModelFacts(*sizes) if sizes else None
 
 
-def _read(path: Path) -> ModelFacts | None:
+def own_config(model: str, revision: str | None) -> tuple[dict[str, Any], Path] | None:
+    """The config.json of a local folder or of a hub model that was downloaded before, and where it is.
+
+    Raises:
+        ConfigError: it is there and cannot be read.
+    """
+    folder = Path(model).expanduser()
+    path = folder / "config.json" if folder.is_dir() else cached(model, revision, "config.json")
+    if path is None or not path.is_file():
+        return None
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"backbone.model: {path} cannot be read ({error})") from error
     if not isinstance(config, dict):
         raise ConfigError(f"backbone.model: {path} does not hold a JSON object")
-    nested = config.get("text_config")  # a vision-language model
-    sizes = _sizes(config) or (_sizes(nested) if isinstance(nested, dict) else None)
-    return ModelFacts(*sizes) if sizes else None
+    return config, path
+
+
+def cached(model: str, revision: str | None, name: str) -> Path | None:
+    """A file of a hub model, where it has been downloaded before."""
+    # Lazy: the import takes 0.2 s, which an alias or a local folder should not pay.
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(model, name, revision=revision)
+    except HFValidationError:  # not a hub id; a missing local path is reported by the rules
+        return None
+    return Path(found) if isinstance(found, str) else None
 
 
 def _sizes(config: dict[str, Any]) -> list[int] | None:

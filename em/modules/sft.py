@@ -126,13 +126,9 @@ class SFTModule(pl.LightningModule):
         # are. The frozen model's own dropout stays off, or the reference would be random.
         for module in [*self.backbone.layers, *self.intervention.training_modules()]:
             module.training = True
-        self.backbone.share_prefix = not any(
-            getattr(module, "p", 0) for module in self.intervention.training_modules()
-        )
 
     def on_train_end(self) -> None:
         self.backbone.eval()
-        self.backbone.share_prefix = True
 
     def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
         if batch.micro == 0:
@@ -161,7 +157,7 @@ class SFTModule(pl.LightningModule):
         with self.backbone.steering_positions(rows.predicts_BT):
             lower = None if self.frozen is None else self.frozen.lower(rows)
             if lower is None:
-                lower = self.backbone.run_lower(rows.input_ids_BT, self._lowest_layer(), rows.length_B)
+                lower = self.backbone.run_lower(rows.input_ids_BT, self.lowest_layer(), rows.length_B)
             states, at_BT = None, None
             if kl is not None:
                 rows_kl = slice(len(sft), len(rows))
@@ -179,7 +175,8 @@ class SFTModule(pl.LightningModule):
         term = divergence_term(states, self.kl.direction, self.kl.temperature)
         return sft_sum, head_sum(self.backbone, hidden_BTD[len(sft) :][at_BT], term)
 
-    def _lowest_layer(self) -> int:
+    def lowest_layer(self) -> int:
+        """The lowest layer that anything changes in training."""
         return min(each.lowest_layer() for each in (self.intervention, *self.during_training))
 
     def _switch(self, on: bool) -> None:

@@ -5,14 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from em.config.facts import ALIASES
+from em.config.facts import ALIASES, cached
 from em.config.schema import Config
 from em.datamodules.chat import ChatData
 from em.datamodules.rows import MicroBatch, Rows
 from em.datamodules.streams import MicroBatches
 from em.errors import ConfigError
 from em.loading import load_tokenizer
-from em.planning.shapes import cached
 
 TOKENS, ANSWER, ROWS = 300, 0.5, 7000  # assumed where the data are not at hand
 LOOKED_AT = 512  # micro-batches of a run

@@ -1,11 +1,9 @@
 """Sizes of a model that memory and time follow from, read without loading it."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from em.config.facts import ModelFacts
+from em.config.facts import ModelFacts, own_config
 from em.errors import ConfigError
 from em.planning.published import PUBLISHED
 
@@ -111,10 +109,10 @@ def shape_of(model: str, revision: str | None = None) -> Shape:
             f"backbone.model: the sizes of {model} cannot be read without loading it; give the hub id, or a "
             "folder with config.json, of the model that it was made from"
         )
-    folder = Path(model).expanduser()
-    path = folder / "config.json" if folder.is_dir() else cached(model, revision)
-    if path is not None and path.is_file():
-        return _read(path)
+    found = own_config(model, revision)
+    if found is not None:
+        config, path = found
+        return from_config(config, str(path))
     name = model.rsplit("/", 1)[-1].lower().removeprefix("meta-")
     for suffix in SUFFIXES:
         name = name.removesuffix(suffix)
@@ -124,29 +122,6 @@ def shape_of(model: str, revision: str | None = None) -> Shape:
         f"backbone.model: the sizes of {model!r} are not known here; give a local folder with its "
         f"config.json, or one of {', '.join(PUBLISHED)}"
     )
-
-
-def cached(model: str, revision: str | None, name: str = "config.json") -> Path | None:
-    """A file of a hub model, where it has been downloaded before."""
-    # Lazy: the import takes 0.2 s, which an alias or a local folder should not pay.
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(model, name, revision=revision)
-    except HFValidationError:
-        return None
-    return Path(found) if isinstance(found, str) else None
-
-
-def _read(path: Path) -> Shape:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"backbone.model: {path} cannot be read ({error})") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"backbone.model: {path} does not hold a JSON object")
-    return from_config(config, str(path))
 
 
 def from_config(config: dict[str, Any], where: str) -> Shape:

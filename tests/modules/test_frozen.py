@@ -56,7 +56,7 @@ def uses(kl: KLConfig | None = None) -> Uses:
 
 def with_states(module: SFTModule, states: StatesConfig, kl: KLConfig | None = None) -> FrozenStates:
     everywhere = kl is not None and kl.positions == "all"
-    lowest = module._lowest_layer()
+    lowest = module.lowest_layer()
     module.frozen = FrozenStates(states, module.backbone, uses(kl), lowest, everywhere, module.pad)
     return module.frozen
 

@@ -29,7 +29,7 @@ COUNTS = {
 
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("em.planning.shapes.cached", lambda model, revision: None)
+    monkeypatch.setattr("em.config.facts.cached", lambda model, revision, name: None)
 
 
 @pytest.mark.parametrize(("model", "count"), COUNTS.items())
