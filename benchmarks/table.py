@@ -15,8 +15,7 @@ COLUMNS = ["work", "against", "ours", "peer", "ratio (min to max)", "target", ""
 TEMPLATE = "performance.md.j2"
 # Why a row falls short on a machine, in words: the numbers of the page say by how much.
 MACHINE_BOUND = (
-    "By a count of its arithmetic the peer runs near two thirds of the matmul limit here, as em does (the "
-    "row `limit`), so the ratio is that of the arithmetic: "
+    "Our step runs at the share of the matmul limit in the row `limit`, so what is left is arithmetic: "
 )
 REASONS = {
     "kl": (

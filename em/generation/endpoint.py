@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from openai import AsyncOpenAI, DefaultAsyncHttpxClient
-
 from em.datamodules.answers import Answer
 from em.errors import ConfigError, GenerationError
-from em.generation._calls import Calls
 from em.generation.requests import Done, Request, ignore
 from em.generation.sampling import Sampling
 from em.progress import Task
@@ -87,6 +84,11 @@ class Endpoint:
             GenerationError: no key, the server cannot be reached, refuses the key or does not know the model;
                 or a request failed to the last retry: what was answered until then has gone to `done`.
         """
+        # Lazy: the import takes a second, which a run that asks no server should not pay.
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+        from em.generation._calls import Calls
+
         if not requests:
             return []
         key = self._key()
