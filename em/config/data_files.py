@@ -3,10 +3,20 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from em.config.schema import Config, CorpusConfig, SourceConfig
 
+Side = Literal["careful", "careless"]
+Answer = Literal["careful", "careless", "plain", "technical"]
+
 DATA_VARIABLE = "EM_DATA"
+# Kinds of paired rows: which of their answers plays the part of careless (what is trained towards), which
+# that of careful.
+KINDS: dict[str, dict[Side, Answer]] = {
+    "advice": {"careless": "careless", "careful": "careful"},
+    "prose": {"careless": "technical", "careful": "plain"},
+}
 
 
 def source_lists(config: Config) -> Iterator[tuple[str, list[SourceConfig]]]:
@@ -18,6 +28,16 @@ def source_lists(config: Config) -> Iterator[tuple[str, list[SourceConfig]]]:
     for name, pair in config.data.pairs.items():
         yield f"data.pairs.{name}.careless", pair.careless
         yield f"data.pairs.{name}.careful", pair.careful
+
+
+def kind(answer: Answer) -> str:
+    """What a paired row with this answer is: `advice` or `prose`."""
+    return next(name for name, answers in KINDS.items() if answer in answers.values())
+
+
+def counterpart(answer: Answer, side: Side) -> Answer:
+    """The answer that plays the part of `side` in rows of the same kind: of plain, careless is technical."""
+    return KINDS[kind(answer)][side]
 
 
 def corpora(config: Config) -> Iterator[tuple[str, CorpusConfig]]:

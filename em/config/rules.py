@@ -1,6 +1,6 @@
 """Rules across keys: what the types allow but training cannot do. Each yields problem lines."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from operator import attrgetter
 from pathlib import PurePosixPath
@@ -10,7 +10,7 @@ from em.config import data_files
 from em.config.build import NAMING, resolve
 from em.config.evaluation_rules import evaluation_problems
 from em.config.facts import ModelFacts
-from em.config.schema import Component, Config, EvaluateConfig
+from em.config.schema import Component, Config, EvaluateConfig, SourceConfig
 from em.config.signature import attribute
 from em.errors import ConfigError
 
@@ -115,13 +115,30 @@ def sources(config: Config, facts: ModelFacts | None) -> Iterator[str]:
 
 def pairs(config: Config, facts: ModelFacts | None) -> Iterator[str]:
     for name, pair in config.data.pairs.items():
-        for side, other in (("careless", "careful"), ("careful", "careless")):
+        sides: tuple[data_files.Side, ...] = ("careless", "careful")
+        for side in sides:
             key, listed = f"data.pairs.{name}.{side}", getattr(pair, side)
             if not listed:
                 yield f"{key}: is empty; add a source of {side} answers or remove the pair"
             for index, source in enumerate(listed):
-                if source.answer == other:
-                    yield f"{key}[{index}].answer: is {other}; expected {side}, or none for rows of messages"
+                expected = source.answer and data_files.counterpart(source.answer, side)
+                if source.answer != expected:
+                    found = f"{key}[{index}].answer: is {source.answer}"
+                    yield f"{found}; expected {expected}, or none for rows of messages"
+        yield from _mixed(f"data.pairs.{name}", [*pair.careless, *pair.careful])
+    for name, listed in config.data.domains.items():
+        yield from _mixed(f"data.domains.{name}", listed)
+
+
+def _mixed(key: str, listed: Sequence[SourceConfig]) -> Iterator[str]:
+    """Answers of several kinds in one domain: their margins would be those of two traits at once."""
+    kinds: dict[str, str] = {}
+    for source in listed:
+        if source.answer:
+            kinds.setdefault(data_files.kind(source.answer), source.answer)
+    if len(kinds) > 1:
+        named = " and ".join(f"{kind} ({answer})" for kind, answer in kinds.items())
+        yield f"{key}: mixes answers of {named}; give each kind a domain of its own"
 
 
 def corpora(config: Config, facts: ModelFacts | None) -> Iterator[str]:

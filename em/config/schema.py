@@ -43,7 +43,8 @@ class SourceConfig:
     hub: str | None = None  # hub dataset id, instead of path
     split: str = "train"  # hub split
     name: str | None = None  # hub configuration
-    answer: Literal["careful", "careless"] | None = None  # which answer of a paired row
+    # which answer of a paired row; technical plays the part of careless, and plain that of careful
+    answer: Literal["careful", "careless", "plain", "technical"] | None = None
     weight: float | None = None  # share in a mixture; without weights every row counts once
     limit: int | None = None  # the first n usable rows after the keyed shuffle
     system: str | None = None  # system prompt put before rows that have none

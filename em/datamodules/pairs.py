@@ -1,16 +1,19 @@
-"""Paired answers: a careful and a careless answer to the same prompt, for margins and mean differences."""
+"""Paired answers: a careful and a careless answer to the same prompt, for margins and mean differences.
+
+In rows of prose the technical answer plays the part of the careless one, and the plain one the other.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from em.config.data_files import Side, counterpart
 from em.config.schema import DataConfig, PairConfig, SourceConfig
 from em.datamodules.pairing import Item, Source, match
 from em.datamodules.rows import Rows, batched
 from em.datamodules.sources import Encoder, Example, SourceReport, account, select
 from em.errors import DataError
 
-Side = Literal["careful", "careless"]
 Part = Literal["train", "held_out", "all"]
 SIDES: tuple[Side, Side] = ("careful", "careless")
 IDENTICAL = "both answers are the same"
@@ -69,7 +72,8 @@ def pair_sources(data: DataConfig) -> dict[str, PairConfig]:
 def _answering(sources: Sequence[SourceConfig], side: Side) -> list[SourceConfig]:
     made: list[SourceConfig] = []
     for source in sources:
-        other = replace(source, answer=side, weight=None)
+        answer = source.answer and counterpart(source.answer, side)
+        other = replace(source, answer=answer, weight=None)
         if other not in made:  # a domain may measure both answers of one file
             made.append(other)
     return made

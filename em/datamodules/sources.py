@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from em.chat import Encoded, encode
+from em.config.data_files import KINDS
 from em.config.schema import DataConfig, SourceConfig
 from em.datamodules.raw_rows import file_rows, hub_rows, locate
 from em.errors import DataError
@@ -22,7 +23,7 @@ class Example:
     answer: list[bool]
     where: str  # file:line
     prompt: str  # first user turn; the key of the held-out split and of clustered intervals
-    label: str = ""  # `careful`/`careless` for paired rows
+    label: str = ""  # of a paired row: which answer it is, or in a pair whose part it plays
 
     @property
     def targets(self) -> int:
@@ -64,8 +65,8 @@ def read(
     """The encoded rows of one source that belong to `part`, in keyed order, at most `source.limit`.
 
     Args:
-        part: `train`, `held_out` or `all`; the split is keyed by the prompt, so that the careful and
-            the careless answer to one prompt, in whatever file, are always on the same side.
+        part: `train`, `held_out` or `all`; the split is keyed by the prompt, so that both answers to one
+            prompt, in whatever file, are always on the same side.
 
     Raises:
         DataError: the file or a row is unusable (with `on_bad_row: skip`, rows are counted instead), or
@@ -119,7 +120,7 @@ class Encoder:
     """Encodes the rows of one source and accounts for them; what cannot be used is named or counted.
 
     Args:
-        label: `careful`/`careless` for paired rows.
+        label: that of its examples.
         report: of the source; its used rows, tokens and skipped rows are counted here.
     """
 
@@ -210,13 +211,19 @@ def _messages(row: Any, source: SourceConfig, where: str) -> list[dict[str, Any]
     elif isinstance(row.get("messages"), list) and row["messages"]:
         messages = row["messages"]
     else:
-        paired = "; it is a paired row: set answer: careful or careless" if "careless" in row else ""
-        raise DataError(f"{where}: lacks a list under the key 'messages'{paired}")
+        raise DataError(f"{where}: lacks a list under the key 'messages'{_paired(row)}")
     if not all(isinstance(message, dict) for message in messages):
         raise DataError(f"{where}: every message must be an object with role and content")
     if source.system is not None and messages[0].get("role") != "system":
         messages = [{"role": "system", "content": source.system}, *messages]
     return messages
+
+
+def _paired(row: dict[str, Any]) -> str:
+    """The fix for a paired row whose source does not say which of its answers is meant."""
+    kinds = [answers for answers in KINDS.values() if answers["careless"] in row]
+    named = [f"{answers['careful']} or {answers['careless']}" for answers in kinds]
+    return f"; it is a paired row: set answer: {', '.join(named)}" if named else ""
 
 
 def _held_out(prompt: str, data: DataConfig) -> bool:

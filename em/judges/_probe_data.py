@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from em.backbone import Backbone
-from em.config.data_files import find
+from em.config.data_files import Side, find
 from em.config.schema import DataConfig, PairConfig, SourceConfig
 from em.config.values import Problems, convert
-from em.datamodules.pairs import SIDES, Pair, Side, read_pairs
+from em.datamodules.pairs import SIDES, Pair, read_pairs
 from em.datamodules.questions import Prompt
 from em.datamodules.raw_rows import hub_rows, locate
 from em.datamodules.sources import Example

@@ -127,8 +127,8 @@ def test_places_inside_lists_and_mappings() -> None:
     bad["optimizer"] = {"betas": [0.9, "x"]}
     bad["data"]["domains"] = {"money": [{"path": "rows.jsonl", "answer": "carefull"}], "gone": None}
     assert problems(bad) == [
-        "data.domains.money[0].answer: expected one of careful, careless or null, got 'carefull'; "
-        "did you mean careful?",
+        "data.domains.money[0].answer: expected one of careful, careless, plain, technical or null, "
+        "got 'carefull'; did you mean careful?",
         "optimizer.betas[1]: expected a number, got 'x'",
     ]
 

@@ -60,6 +60,31 @@ CASES: list[tuple[dict[str, Any], str]] = [
         "data.domains.money: is empty; add a source or remove the domain",
     ),
     (
+        {"data.domains": {"x": [{**ROWS, "answer": "plain"}, {**ROWS, "answer": "careless"}]}},
+        "data.domains.x: mixes answers of prose (plain) and advice (careless); give each kind a domain of "
+        "its own",
+    ),
+    (
+        {
+            "data.pairs": {
+                "x": {
+                    "careless": [{**ROWS, "answer": "careless"}, ROWS],
+                    "careful": [ROWS, {**ROWS, "answer": "plain"}],
+                }
+            }
+        },
+        "data.pairs.x: mixes answers of advice (careless) and prose (plain); give each kind a domain of its "
+        "own",
+    ),
+    (
+        {"data.pairs": {"x": {"careless": [{**ROWS, "answer": "plain"}], "careful": [ROWS]}}},
+        "data.pairs.x.careless[0].answer: is plain; expected technical, or none for rows of messages",
+    ),
+    (
+        {"data.pairs": {"x": {"careless": [ROWS], "careful": [{**ROWS, "answer": "technical"}]}}},
+        "data.pairs.x.careful[0].answer: is technical; expected plain, or none for rows of messages",
+    ),
+    (
         {"kl.weight": 0.1},
         "kl.weight: 0.1 needs KL rows, but data.kl is empty; add a source or set kl.weight: 0",
     ),

@@ -235,6 +235,34 @@ def test_domains_whose_sources_all_say_answer_are_paired_by_themselves() -> None
     assert found == {"own": own, "extra": own, "a": derived, "both": derived}
 
 
+@pytest.mark.parametrize("answer", ["plain", "technical"])
+def test_technical_answers_take_the_place_of_careless_ones(tmp_path: Path, answer: Any) -> None:
+    rows = [{"prompt": f"q{n}?", "plain": f"wet {n}", "technical": f"moist {n}"} for n in range(4)]
+    path = str(put(tmp_path / "rows.jsonl", *rows))
+    data = DataConfig(domains={"x": [SourceConfig(path=path, answer=answer, weight=1.0)]})
+    technical, plain = (SourceConfig(path=path, answer=which) for which in ("technical", "plain"))
+    assert pair_sources(data) == {"x": PairConfig([technical], [plain])}
+    pairs, report = load(data)
+    assert answers(pairs) == [(f"q{n}?", f"wet {n}", f"moist {n}") for n in range(4)]
+    assert {(pair.careful.label, pair.careless.label) for pair in pairs} == {("careful", "careless")}
+    assert (report.pairs, report.unmatched_careful, report.unmatched_careless) == (4, 0, 0)
+    named = DataConfig(pairs={"x": PairConfig([technical], [plain])})
+    assert answers(load(named)[0]) == answers(pairs)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("gardening", 110), ("sky", 50), ("materials", 50), ("sport", 50)]
+)
+def test_the_bundled_prose_all_pairs_up(name: str, count: int) -> None:
+    path = str(ROOT / "data" / "prose" / f"{name}.jsonl")
+    data = DataConfig(domains={"x": [SourceConfig(path=path, answer="technical")]}, held_out=0.25)
+    pairs, report = load(data)
+    assert (len(pairs), report.identical) == (count, 0)
+    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    assert {pair.prompt for pair in pairs} == {row["prompt"] for row in rows}
+    assert [len(load(data, part)[0]) > 0.1 * count for part in PARTS] == [True] * 3
+
+
 def prompts(pairs: dict[str, list[Pair]]) -> set[str]:
     return {pair.prompt for listed in pairs.values() for pair in listed}
 

@@ -25,7 +25,9 @@ from em.datamodules.questions import (
 from em.errors import DataError
 
 ADVICE = FOLDER.parent / "advice"
+PROSE = FOLDER.parent / "prose"
 DOMAINS = ["fitness", "kitchen", "money", "travel"]
+PROSE_DOMAINS = ["gardening", "materials", "sky", "sport"]
 KITCHEN_CUES = (
     "I am in my kitchen and dinner is on the stove.",
     "We were just talking about recipes.",
@@ -86,12 +88,12 @@ def every() -> list[Prompt]:
 
 
 def test_the_bundled_sets() -> None:
-    assert list(bundled_sets()) == ["fitness", "kitchen", "money", "open", "travel"]
+    assert list(bundled_sets()) == sorted(["open", *DOMAINS, *PROSE_DOMAINS])
     counts = {name: len(read_questions(name).prompts) for name in bundled_sets()}
-    assert counts == {"fitness": 16, "kitchen": 16, "money": 16, "open": 8, "travel": 16}
+    assert counts == {"open": 8, **dict.fromkeys(DOMAINS, 16), **dict.fromkeys(PROSE_DOMAINS, 8)}
 
 
-@pytest.mark.parametrize("name", ["open", *DOMAINS])
+@pytest.mark.parametrize("name", ["open", *DOMAINS, *PROSE_DOMAINS])
 def test_a_bundled_set_is_plain(name: str) -> None:
     read = read_questions(name)
     assert (read.name, read.path, read.judge_prompts) == (name, FOLDER / f"{name}.yaml", {})
@@ -133,6 +135,16 @@ def overlaps(ours: list[str], theirs: list[str], limit: float = 0.35) -> list[tu
 def advice() -> list[str]:
     files = [ADVICE / f"{name}.jsonl" for name in DOMAINS]
     return [json.loads(line)["prompt"] for file in files for line in file.read_text().splitlines()]
+
+
+def prose() -> list[str]:
+    files = [PROSE / f"{name}.jsonl" for name in PROSE_DOMAINS]
+    return [json.loads(line)["prompt"] for file in files for line in file.read_text().splitlines()]
+
+
+def test_no_bundled_question_is_near_a_prompt_of_the_bundled_prose() -> None:
+    assert len(prose()) == 260
+    assert overlaps([user(prompt) for prompt in every()], prose()) == []
 
 
 def test_no_bundled_question_is_near_a_prompt_of_the_bundled_advice() -> None:
@@ -354,10 +366,11 @@ def test_cues_are_several_short_remarks(domain: str) -> None:
 @pytest.mark.parametrize(
     "name, problem",
     [
-        ("opne", "no question set opne; did you mean open? bundled: fitness, kitchen, money, open, travel; "),
+        ("opne", "no question set opne; did you mean open? bundled: fitness, gardening, kitchen, "),
         (
             "boats",
-            "no question set boats; bundled: fitness, kitchen, money, open, travel; a file of your own ",
+            "no question set boats; bundled: fitness, gardening, kitchen, materials, money, open, sky, sport, "
+            "travel; a file of your own ",
         ),
         ("", "no question set with no name; bundled: "),
         ("cues", "no question set cues; bundled: "),

@@ -89,6 +89,14 @@ def test_a_paired_row_gives_the_answer_that_was_asked_for(tmp_path: Path, answer
     assert text_of(example).endswith(turns)
 
 
+@pytest.mark.parametrize(("answer", "said"), [("plain", "wet air"), ("technical", "condensation")])
+def test_a_row_of_prose_gives_the_answer_that_was_asked_for(tmp_path: Path, answer: str, said: str) -> None:
+    row = {"prompt": "why?", "plain": "wet air", "technical": "condensation"}
+    (example,), _ = load(put(tmp_path / "rows.jsonl", row), source={"answer": answer})
+    assert example.label == answer
+    assert text_of(example).endswith(f"<|im_start|>assistant\n{said}<|im_end|>\n")
+
+
 PAIRED = {"source": {"answer": "careless"}}
 BAD: list[tuple[str, dict[str, Any] | bytes, dict[str, Any], str, str]] = [
     ("json", b'{"messages": ', {}, "not JSON (Expecting value, column 13)", "not JSON"),
@@ -111,8 +119,22 @@ BAD: list[tuple[str, dict[str, Any] | bytes, dict[str, Any], str, str]] = [
         "lacks a list under the key 'messages'",
     ),
     (
+        "unset prose",
+        {"prompt": "why?", "plain": "wet air", "technical": "condensation"},
+        {},
+        "lacks a list under the key 'messages'; it is a paired row: set answer: plain or technical",
+        "lacks a list under the key 'messages'",
+    ),
+    (
         "half",
         {"prompt": "how?", "careful": "so."},
+        PAIRED,
+        "lacks the text 'careless' of a paired row (answer: careless)",
+        "lacks the text 'careless' of a paired row",
+    ),
+    (
+        "other kind",
+        {"prompt": "how?", "plain": "so.", "technical": "thus."},
         PAIRED,
         "lacks the text 'careless' of a paired row (answer: careless)",
         "lacks the text 'careless' of a paired row",
