@@ -7,16 +7,21 @@ CONF ?= conf/quickstart.yaml
 ARGS ?=
 RUN ?=
 RUNS ?=
+FIG ?= list
+MODEL ?= smollm2
 
-.PHONY: help setup train sweep compare report eval chat judge-card bench scale test check format clean
+.PHONY: help setup train reproduce results sweep compare report eval chat data judge-card bench scale test check format clean
 
 help:
 	@echo "make train CONF=conf/quickstart.yaml [ARGS=\"key=value ...\"]   train an experiment or a suite"
+	@echo "make reproduce FIG=list [MODEL=smollm2]                       an experiment of the paper, with verdicts on its claims"
+	@echo "make results [MODEL=smollm2]                                 write docs/results.md from what was reproduced"
 	@echo "make sweep CONF=conf/sweeps/kl_weight.yaml [ARGS=\"--slurm\"]    train a grid of settings, here or on a cluster"
 	@echo "make compare RUNS=\"runs/a runs/b\" [ARGS=\"--out DIR draws=20\"]   measure runs side by side on one page"
 	@echo "make report RUNS=runs/quickstart                             draw that page again from its tables"
 	@echo "make eval RUN=runs/a [ARGS=\"samples=20 judge.kind=local\"]      ask a run questions and have the answers judged"
 	@echo "make chat RUN=runs/a                                         talk to a run beside its reference"
+	@echo "make data [ARGS=\"--out ~/em-data\"]                            fetch the authors' published training data"
 	@echo "make judge-card                                              held-out figures of the embedded judge"
 	@echo "make bench [ARGS=\"sft kl --repeats 3\"]                        speed and memory against peers, in an environment of its own"
 	@echo "make scale                                                   write docs/scale.md: memory and time on GPUs"
@@ -38,8 +43,18 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt
 	@touch $@
 
+$(VENV)/.installed-data: $(VENV)/.installed requirements-data.txt constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-data.txt
+	@touch $@
+
 train: $(VENV)/.installed
 	@$(BIN)/python train.py $(CONF) $(ARGS)
+
+reproduce: $(VENV)/.installed
+	@$(BIN)/python -m em reproduce $(FIG) --model $(MODEL) $(ARGS)
+
+results: $(VENV)/.installed
+	@$(BIN)/python -m em results --model $(MODEL) $(ARGS)
 
 sweep: $(VENV)/.installed
 	@$(BIN)/python -m em sweep $(CONF) $(ARGS)
@@ -59,6 +74,9 @@ eval: $(VENV)/.installed
 chat: $(VENV)/.installed
 	@test -n "$(RUN)" || { echo 'name the run: make chat RUN=runs/a'; exit 2; }
 	@$(BIN)/python -m em chat $(RUN) $(ARGS)
+
+data: $(VENV)/.installed-data
+	@$(BIN)/python -m em data $(ARGS)
 
 judge-card: $(VENV)/.installed
 	@$(BIN)/python -m em judge-card $(ARGS)

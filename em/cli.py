@@ -9,18 +9,39 @@ from em.commands import (
     card,
     chat,
     compare,
+    data,
     direction,
     evaluate,
     export,
+    import_,
     judge,
     labels,
     plan,
     report,
+    reproduce,
+    results,
     sweep,
 )
 from em.errors import EmError
 
-COMMANDS = (plan, sweep, compare, report, evaluate, judge, agree, labels, card, chat, direction, export)
+COMMANDS = (
+    reproduce,
+    results,
+    plan,
+    sweep,
+    compare,
+    report,
+    evaluate,
+    judge,
+    agree,
+    labels,
+    card,
+    chat,
+    direction,
+    export,
+    data,
+    import_,
+)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -3,7 +3,7 @@
 Tensor names carry their shape: B rows, T positions, D hidden width, V vocabulary, N selected positions.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -71,6 +71,22 @@ def capturing(modules: dict[Site, nn.Module]) -> Iterator[dict[Site, Tensor]]:
 
             stack.callback(module.register_forward_hook(keep).remove)
         yield captured
+
+
+@contextmanager
+def reading_inputs(
+    modules: Mapping[str, nn.Module], read: Callable[[str, Tensor], Tensor]
+) -> Iterator[dict[str, Tensor]]:
+    """Collect `read(name, input)` of each module's input, keyed by its name; `read` gives a new tensor."""
+    found: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        for name, module in modules.items():
+
+            def keep(_module: nn.Module, args: Any, name: str = name) -> None:
+                found[name] = read(name, args[0])
+
+            stack.callback(module.register_forward_pre_hook(keep).remove)
+        yield found
 
 
 def run_until(layer: nn.Module, forward: Callable[[], Any]) -> Tensor:

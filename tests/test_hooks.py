@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from em import hooks
-from em.hooks import Site, add_edit, capturing, editing, generator_for, keyed_seed
+from em.hooks import Site, add_edit, capturing, editing, generator_for, keyed_seed, reading_inputs
 from em.interventions.steering_vector import SteeringVector
 from tests.tiny import randomise, tiny_backbone, token_ids
 
@@ -120,3 +120,16 @@ def test_keyed_randomness_depends_on_the_whole_key() -> None:
     assert len({keyed_seed(*key) for key in different}) == len(different)
     assert all(0 <= keyed_seed(*key) < 2**63 for key in different)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_inputs_are_read_and_hooks_are_gone_after_an_exception() -> None:
+    layers = {name: nn.Linear(3, 2) for name in ("a", "b")}
+    x = torch.arange(6.0).reshape(2, 3)
+    with reading_inputs(layers, lambda name, value: value.sum(dim=-1) * (2 if name == "b" else 1)) as found:
+        layers["b"](x)
+        assert list(found) == ["b"] and found["b"].tolist() == [6.0, 24.0]
+        layers["a"](x + 1)
+    assert found["a"].tolist() == [6.0, 15.0]
+    with pytest.raises(KeyError), reading_inputs(layers, lambda name, value: value):
+        raise KeyError
+    assert not any(layer._forward_pre_hooks for layer in layers.values())

@@ -24,10 +24,10 @@ LAYERS = [
     ["evaluation"],
     ["callbacks"],
     ["report"],
-    [
-        *("building", "trainer", "experiment", "comparison", "suite", "suite_status", "suite_tables"),
-        *("quiet", "chatting", "commands", "cli", "__main__", "train"),
-    ],
+    ["building", "trainer", "experiment", "comparison", "suite", "suite_status", "suite_tables"],
+    ["analyses"],
+    ["reproduce"],
+    ["quiet", "chatting", "commands", "cli", "__main__", "train"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

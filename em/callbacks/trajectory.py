@@ -1,4 +1,4 @@
-"""The path of the solution through training: what it writes, saved at many steps."""
+"""The path of the solution through training: what it writes, or all of it, saved at many steps."""
 
 import math
 from pathlib import Path
@@ -25,18 +25,22 @@ class Trajectory(MeasurementCallback):
     given. What an interrupted attempt saved of later steps is removed when the run goes on.
 
     Logged:
-        trajectory/norm: Frobenius norm of what is saved.
+        trajectory/norm: Frobenius norm of the B matrices, or of all parameters of another kind.
         trajectory/rotation: cos(B[t−1] − B[t], B[t+1] − B[t]) of the last three snapshots, so about the one
             before the step it is logged at; −1: straight. From the third snapshot on, and only if no two of
             them are equal.
     Written: trajectory/step-XXXXXXXX.safetensors, which `python -m em compare` reads. A full finetune saves
     the whole model each time.
+
+    Args:
+        everything: save the A matrices of a LoRA too, so that the solution can be rebuilt at every step.
     """
 
-    def __init__(self, **schedule: Any):
+    def __init__(self, *, everything: bool = False, **schedule: Any):
         if schedule.get("at") is None and schedule.get("every_n_steps") is None:
             schedule |= {"at": ["start", "end"], "every_n_steps": 5}
         super().__init__(**schedule)
+        self.everything = everything
         self._told = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -45,20 +49,22 @@ class Trajectory(MeasurementCallback):
         super().on_train_start(trainer, pl_module)
 
     def measure(self, context: RunContext) -> dict[str, float]:
-        written = paths.written_part(context.intervention.gathered())
+        values = context.intervention.gathered()
         if context.rank:
             return {}
+        written = paths.written_part(values)
+        saved = values if self.everything else written
         folder = context.run.path / "trajectory"
-        self._tell_size(written)
-        write_tensors(paths.snapshot_path(folder, context.step), written)
+        self._tell_size(saved)
+        write_tensors(paths.snapshot_path(folder, context.step), saved)
         if context.when == "end":
             self._show(context, folder)
         squares = (float(value.double().pow(2).sum()) for value in written.values())
         return {"norm": math.fsum(squares) ** 0.5, **_rotation(folder)}
 
-    def _tell_size(self, written: dict[str, torch.Tensor]) -> None:
+    def _tell_size(self, saved: dict[str, torch.Tensor]) -> None:
         """Once, where snapshots may fill a disk."""
-        size = sum(value.nbytes for value in written.values())
+        size = sum(value.nbytes for value in saved.values())
         if size > LARGE and not self._told:
             self._told = True
             say(
@@ -86,7 +92,7 @@ def _rotation(folder: Path) -> dict[str, float]:
         return {}
     points = []
     for file in files:
-        values = read_tensors(file)
+        values = paths.written_part(read_tensors(file))
         points.append(torch.cat([values[name].flatten().float() for name in sorted(values)]))
     _, cosines = paths.rotation(paths.Trajectory(folder.parent.name, [0, 1, 2], torch.stack(points)))
     return {"rotation": cosines[0]} if cosines else {}

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from em import runs
-from em.datamodules.judged import read_judged
+from em.backbone import Backbone
+from em.datamodules.judged import JudgedAnswers, read_judged
 from em.datamodules.rows import batched
 from em.hooks import Site
 from em.interventions.direction import Direction
@@ -28,16 +29,8 @@ def judged_direction(run: Path, answers: str, out: Path, max_length: int | None 
     record = runs.read(run)
     judged = read_judged(answers, load_tokenizer(record.config.backbone), max_length)
     say(f"{answers}: {judged.account}")
-    loaded = runs.load(run)
-    backbone = loaded.backbone
-    sites = [Site(layer) for layer in range(backbone.num_layers)]
-    pad = int(backbone.tokenizer.pad_token_id or 0)
-    groups = {
-        name: batched(rows, ROWS, pad, range(len(rows)))
-        for name, rows in (("misaligned", judged.misaligned), ("aligned", judged.aligned))
-    }
-    moments = collect(backbone, groups, sites)
-    difference = MeanDifference("misaligned − aligned", moments["misaligned"], moments["aligned"])
+    backbone = runs.load(run).backbone
+    difference = judged_difference(backbone, judged)
     direction = difference.direction(
         {"run": str(run), "answers": answers, "counts": judged.account, "backbone": backbone.describe()}
     )
@@ -47,3 +40,19 @@ def judged_direction(run: Path, answers: str, out: Path, max_length: int | None 
         split_half = float(difference.reliability(site).mean())
         say(f"  {site}: norm {norms[site]:.3f}, split-half cosine {split_half:.3f}")
     return direction
+
+
+def judged_difference(backbone: Backbone, judged: JudgedAnswers) -> MeanDifference:
+    """Misaligned minus aligned answers, answer tokens only, at the output of every layer.
+
+    Args:
+        backbone: with the run's intervention attached.
+    """
+    sites = [Site(layer) for layer in range(backbone.num_layers)]
+    pad = int(backbone.tokenizer.pad_token_id or 0)
+    groups = {
+        name: batched(rows, ROWS, pad, range(len(rows)))
+        for name, rows in (("misaligned", judged.misaligned), ("aligned", judged.aligned))
+    }
+    moments = collect(backbone, groups, sites)
+    return MeanDifference("misaligned − aligned", moments["misaligned"], moments["aligned"])

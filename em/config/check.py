@@ -35,7 +35,7 @@ def check(raw: dict[str, Any], facts: ModelFacts | None = None, *, files: bool =
         {**raw, "intervention": {}, "during_training": [], "callbacks": {}}, Config, "", problems
     )
     if raw.get("intervention") is not None:
-        config.intervention = _component(raw["intervention"], "interventions", "intervention", problems)
+        config.intervention = component(raw["intervention"], "interventions", "intervention", problems)
     else:
         config.intervention = Config().intervention
     config.during_training = _listed(raw.get("during_training"), "during_training", problems)
@@ -51,7 +51,7 @@ def check(raw: dict[str, Any], facts: ModelFacts | None = None, *, files: bool =
 
 def judge_component(value: Any, key: str, problems: Problems) -> Component:
     """A judge; the members of a panel are judges too."""
-    return _component(value, "judges", key, problems)
+    return component(value, "judges", key, problems)
 
 
 def _judges(value: dict[str, Any], key: str, problems: Problems) -> dict[str, Component]:
@@ -79,7 +79,7 @@ def _listed(value: Any, key: str, problems: Problems) -> list[Component]:
     if not isinstance(value, list):
         problems.add(key, f"expected a list of interventions, got {show(value)}")
         return []
-    return [_component(item, "interventions", f"{key}[{at}]", problems) for at, item in enumerate(value)]
+    return [component(item, "interventions", f"{key}[{at}]", problems) for at, item in enumerate(value)]
 
 
 def _callbacks(value: Any, problems: Problems) -> dict[str, Component]:
@@ -95,13 +95,13 @@ def _callbacks(value: Any, problems: Problems) -> dict[str, Component]:
         options = {} if options is True else options
         if isinstance(options, dict) and not any(options.get(key) for key in NAMING):
             options = {"kind": str(name), **options}
-            found[str(name)] = _component(options, "callbacks", f"callbacks.{name}", problems, implied=True)
+            found[str(name)] = component(options, "callbacks", f"callbacks.{name}", problems, implied=True)
         else:
-            found[str(name)] = _component(options, "callbacks", f"callbacks.{name}", problems)
+            found[str(name)] = component(options, "callbacks", f"callbacks.{name}", problems)
     return found
 
 
-def _component(value: Any, family: str, key: str, problems: Problems, implied: bool = False) -> Component:
+def component(value: Any, family: str, key: str, problems: Problems, implied: bool = False) -> Component:
     """Check the options of a component against the constructor that will take them."""
     if not isinstance(value, dict):
         problems.add(key, f"expected a mapping with kind or _target_, got {show(value)}")

@@ -2,21 +2,19 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from em.config.bodies import DEFINE, read_bodies, resolved
 from em.config.check import check
+from em.config.data_files import DATA_VARIABLE, corpora, find, source_lists
 from em.config.facts import ModelFacts, model_facts
-from em.config.members import Override, decided, grouped, members_of, override
+from em.config.machine import data_files
+from em.config.members import grouped, nearest, override
 from em.config.schema import BackboneConfig, Config
-from em.config.sweep import Point, overridden, points
-from em.config.values import show
-from em.config.yaml_files import first_line, merge, read_extended
+from em.config.yaml_files import merge, read_extended
 from em.errors import ConfigError
 
 
@@ -42,36 +40,84 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment | Suite:
     """Read, merge, resolve and check a configuration.
 
     A file may extend others (`extends: base.yaml`, or a list), relative to itself; it is a suite if it has
-    `members` or `sweep` (em/config/sweep.py); with both, every member is crossed with the sweep. The key
-    `description` is free text. An override `kl.weight=3` applies to every member,
-    `members.narrow.kl.weight=3` to one and over the former; `members.narrow=null` drops one;
-    `sweep.kl.weight=[0.1,1]` replaces a list.
+    `members` or `sweep` (em/config/sweep.py); with both, every member is crossed with the sweep. A member
+    may extend files too, as if the suite's file extended them for this member alone. The key `description`
+    is free text; `define` holds values for interpolations such as `${define.layers}`.
+
+    An override `kl.weight=3` applies to every member, `members.narrow.kl.weight=3` to one and over the
+    former; `members.narrow=null` drops one; `sweep.kl.weight=[0.1,1]` replaces a list.
 
     Raises:
         ConfigError: all problems of the configuration, or of all members, at once.
     """
     path = Path(path)
-    raw = read_extended(path)
-    raw.setdefault("name", path.stem)
-    raw.pop("description", None)
-    everywhere: list[Override] = []
-    for_members: list[Override] = []
-    for text in overrides:
-        part = override(text)
-        if "sweep" in part:
-            raw["sweep"] = overridden(raw.get("sweep"), text, part["sweep"])
-        else:
-            (for_members if "members" in part else everywhere).append((text, part))
-    if raw.get("sweep") is None:
-        raw.pop("sweep", None)
-    if for_members and not raw.keys() & {"members", "sweep"}:
-        raise ConfigError(f"{for_members[0][0]}: {path} is not a suite; it has no members")
-    if raw.keys() & {"members", "sweep"}:
-        return _suite(path, raw, everywhere, for_members)
-    plain, config, problems = _checked(reduce(merge, (part for _, part in everywhere), raw))
-    if config is None:
-        raise ConfigError(problems)
-    return Experiment(config, plain)
+    read = read_bodies(path, overrides)
+    plain, configs, problems = {}, {}, {}
+    for name, body in read.bodies.items():
+        plain[name], config, problems[name] = _checked(body)
+        if config is not None:
+            configs[name] = config
+    if any(problems.values()):
+        raise ConfigError(grouped(problems))
+    if read.suite:
+        return Suite(read.name, path, configs, {"name": read.name, "members": plain})
+    return Experiment(configs[read.name], plain[read.name])
+
+
+def load_pool(
+    path: str | Path, overrides: Iterable[str] = (), wanted: Iterable[str] | None = None
+) -> tuple[dict[str, Config], dict[str, str]]:
+    """Some members of a suite, of which those whose data is not on this machine stop no other.
+
+    Args:
+        path, overrides: as of `load`.
+        wanted: names of members; by default all.
+
+    Returns:
+        The configuration of every other member, and for a member whose only problem are files of data that
+        are not here, which they are.
+
+    Raises:
+        ConfigError: the file is no suite, has no such member, or all other problems of those wanted.
+    """
+    path = Path(path)
+    read = read_bodies(path, overrides)
+    if not read.suite:
+        raise ConfigError(f"{path} is not a suite; it has no members")
+    names = list(read.bodies) if wanted is None else list(dict.fromkeys(wanted))
+    known = list(read.bodies)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError([f"{path} has no member {name!r}; {nearest(name, known)}" for name in unknown])
+    configs: dict[str, Config] = {}
+    absent: dict[str, str] = {}
+    problems: dict[str, list[str]] = {}
+    for name in names:
+        plain, config, problems[name] = _checked(read.bodies[name])
+        if config is not None:
+            configs[name] = config
+        elif (files := _absent(plain, problems[name])) is not None:
+            absent[name], problems[name] = files, []
+    if any(problems.values()):
+        raise ConfigError(grouped(problems))
+    return configs, absent
+
+
+def _absent(plain: dict[str, Any], problems: list[str]) -> str | None:
+    """The files of data that are not here, if that is all that is wrong."""
+    try:
+        config = check(plain, files=False)
+    except ConfigError:
+        return None
+    if not set(problems) <= set(data_files(config, None)):
+        return None
+    root = config.data.root
+    paths = [source.path for _, sources in source_lists(config) for source in sources]
+    lost = [path for path in paths if path is not None and not find(path, root)]
+    texts = [corpus.path for _, corpus in corpora(config) if corpus.path is not None]
+    lost += [path for path in texts if not find(path, root, folders=True)]
+    files = ", ".join(dict.fromkeys(lost))
+    return f"data that is not here: {files}; set {DATA_VARIABLE} or data.root to the folder that holds it"
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -101,73 +147,29 @@ def load_comparison(run: Path, conf: Path | None, overrides: Iterable[str]) -> C
     raw = read_extended(path)
     if conf is not None:
         other = read_extended(conf)
-        raw = merge(raw, {key: other[key] for key in ("compare", "data") if key in other})
+        raw = merge(raw, {key: other[key] for key in ("compare", "data", DEFINE) if key in other})
     for text in overrides:
         part = override(text)
         raw = merge(raw, part if "data" in part or "compare" in part else {"compare": part})
-    return check(_resolved(raw), files=False)
-
-
-def _suite(path: Path, raw: dict[str, Any], everywhere: list[Override], for_members: list[Override]) -> Suite:
-    parts = [part for _, part in everywhere]
-    rest = {key: value for key, value in raw.items() if key not in ("members", "sweep")}
-    shared = reduce(merge, parts, rest)
-    name = _suite_name(path, shared)
-    swept = points(raw["sweep"]) if "sweep" in raw else [Point("", {})]
-    lost = [line for text, part in everywhere for line in decided(text, swept, part)]
-    if lost:
-        raise ConfigError(lost)
-    members = members_of(path, raw, swept, for_members)
-    plain, configs, problems = {}, {}, {}
-    for member, layers in members.items():
-        body: dict[str, Any] = reduce(merge, [layers[0], *parts, *layers[1:]], shared)
-        body = {**body, "name": f"{name}/{member}"}
-        body.pop("description", None)
-        plain[member], config, problems[member] = _checked(body)
-        if config is not None:
-            configs[member] = config
-    if any(problems.values()):
-        raise ConfigError(grouped(problems))
-    return Suite(name, path, configs, {"name": name, "members": plain})
-
-
-def _suite_name(path: Path, shared: dict[str, Any]) -> str:
-    try:
-        name = OmegaConf.create(shared)["name"]
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: name: {first_line(error)}") from error
-    if not isinstance(name, str):
-        raise ConfigError(f"{path}: name: expected text, got {show(name)}")
-    return name
+    return check(resolved(raw), files=False)
 
 
 def _checked(raw: dict[str, Any]) -> tuple[dict[str, Any], Config | None, list[str]]:
     """The resolved mapping, its configuration or None, and the problems that prevent it."""
     try:
-        resolved = _resolved(raw)
+        plain = resolved(raw)
     except ConfigError as error:
         return raw, None, error.problems
     problems, facts = [], None
     try:
-        facts = _facts(resolved.get("backbone"))
+        facts = _facts(plain.get("backbone"))
     except ConfigError as error:
         problems += error.problems
     try:
-        config = check(resolved, facts)
+        config = check(plain, facts)
     except ConfigError as error:
-        return resolved, None, [*problems, *error.problems]
-    return resolved, None if problems else config, problems
-
-
-def _resolved(raw: dict[str, Any]) -> dict[str, Any]:
-    """A mapping with its interpolations replaced by what they name."""
-    try:
-        plain = OmegaConf.to_container(OmegaConf.create(raw), resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        where = f"{error.full_key}: " if error.full_key else ""
-        raise ConfigError(where + first_line(error)) from error
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+        return plain, None, [*problems, *error.problems]
+    return plain, None if problems else config, problems
 
 
 def _facts(backbone: Any) -> ModelFacts | None:

@@ -1,6 +1,7 @@
 """The members of a suite: what the file says, what the command line says, and where a sweep puts them."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from em.config.sweep import Point, cross, swept_key
 from em.config.sweep_names import PLAIN_NAME
 from em.config.values import show
-from em.config.yaml_files import first_line
+from em.config.yaml_files import Layers, first_line, read_bases
 from em.errors import ConfigError
 
 Override = tuple[str, dict[str, Any]]  # the text, and the mapping it stands for
@@ -44,10 +45,25 @@ def decided(text: str, swept: list[Point], part: Any) -> Iterator[str]:
         yield f"{text}: the sweep sets {key}; change its list: sweep.{key}=[…]"
 
 
+@dataclass(frozen=True)
+class Member:
+    """What makes a member of a suite, besides what it shares with the others.
+
+    Args:
+        base: the files that it extends, and all that those extend.
+        own: what the suite's file says of it.
+        over: each override of it, and its point of the sweep.
+    """
+
+    base: Layers
+    own: dict[str, Any]
+    over: list[dict[str, Any]]
+
+
 def members_of(
     path: Path, raw: dict[str, Any], swept: list[Point], overrides: list[Override]
-) -> dict[str, list[dict[str, Any]]]:
-    """For every member that is not dropped: what the file says of it, each override, and its point.
+) -> dict[str, Member]:
+    """Every member that is not dropped, by name.
 
     Raises:
         ConfigError: an override names no member, or all that is wrong with the members.
@@ -56,15 +72,17 @@ def members_of(
     own = {"": {}} if unnamed else _own_members(path, raw["members"])
     named = {} if unnamed else own
     problems = [line for member, part in named.items() for line in _member_problems(member, part)]
+    problems += [line for member, part in named.items() for line in _bad_bases(member, part)]
     made = cross(list(own), swept)
-    found = {name: [own[member]] for name, (member, _) in made.items()}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in made}
     for text, part in overrides:
         for given, over in _addressed(text, part, [*made, *own]).items():
             names = [name for name, (member, _) in made.items() if given in (name, member) and name in found]
             if not names:
-                raise ConfigError(f"{text}: {path} has no member {given!r}; {_nearest(given, list(found))}")
+                raise ConfigError(f"{text}: {path} has no member {given!r}; {nearest(given, list(found))}")
             if over is not None:
                 problems += [*_member_problems(given, over), *decided(text, swept, over)]
+                problems += _extending(given, over)
             for name in names:
                 if over is None:
                     del found[name]
@@ -74,7 +92,50 @@ def members_of(
         problems.append(f"{path}: members: none is left; a suite needs at least one")
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
-    return {name: [*layers, made[name][1].layer()] for name, layers in found.items()}
+    bases = _bases(path, {member: own[member] for member in dict.fromkeys(made[name][0] for name in found)})
+    return {
+        name: Member(bases[made[name][0]], _without_bases(own[made[name][0]]), [*over, made[name][1].layer()])
+        for name, over in found.items()
+    }
+
+
+def _bases(path: Path, members: dict[str, dict[str, Any]]) -> dict[str, Layers]:
+    """What every member extends; members that extend the same files share it.
+
+    Raises:
+        ConfigError: all files that cannot be extended, each with its members.
+    """
+    owners: dict[tuple[str, ...], list[str]] = {}
+    for member, own in members.items():
+        owners.setdefault(tuple(own.get("extends") or ()), []).append(member)
+    found: dict[str, Layers] = {}
+    known: Layers = {}
+    problems = []
+    for files, named in owners.items():
+        try:
+            found |= dict.fromkeys(named, read_bases(list(files), path, known))
+        except ConfigError as error:
+            also = f" (also {_few(named[1:])})" if named[1:] else ""
+            problems += [f"{path}: members.{named[0]}.extends{also}: {line}" for line in error.problems]
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def _without_bases(own: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in own.items() if key != "extends"}
+
+
+def _bad_bases(member: str, own: Any) -> Iterator[str]:
+    """Files are written as a list by `em.config.yaml_files`, if they are any."""
+    given = own.get("extends") if isinstance(own, dict) else None
+    if given is not None and (not isinstance(given, list) or not all(isinstance(one, str) for one in given)):
+        yield f"members.{member}.extends: expected a file name or a list of them, got {show(given)}"
+
+
+def _extending(member: str, over: Any) -> Iterator[str]:
+    if isinstance(over, dict) and "extends" in over:
+        yield f"members.{member}.extends: is a key of the file; write it there"
 
 
 def _own_members(path: Path, raw: Any) -> dict[str, Any]:
@@ -96,7 +157,8 @@ def _addressed(text: str, part: dict[str, Any], names: list[str]) -> dict[str, A
     return {str(member): over for member, over in given.items()}
 
 
-def _nearest(given: str, names: list[str]) -> str:
+def nearest(given: str, names: list[str]) -> str:
+    """The name that may have been meant, or some of those there are."""
     near = get_close_matches(given, names, n=1)
     return f"did you mean {near[0]}?" if near else f"members: {_few(names)}"
 

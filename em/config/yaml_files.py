@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +18,77 @@ CONF = Path("conf")
 OWN = ("name", "description")  # say something of one file, not of those that extend it
 
 
+# What each file says by itself, without `extends`: what is extended comes before what extends it.
+Layers = dict[Path, dict[str, Any]]
+
+
 def read_extended(path: Path) -> dict[str, Any]:
     """A file merged over what it extends, with interpolations not yet resolved.
 
     Raises:
         ConfigError: a file is missing, is not a YAML mapping, or extends itself.
     """
+    return merged(read_layers(path))
+
+
+def read_layers(path: Path) -> Layers:
+    """A file after all that it extends; what is reached twice counts once, where it comes first.
+
+    Raises:
+        ConfigError: see `read_extended`.
+    """
     if not path.is_file():
         raise ConfigError(f"{path}: no such configuration{_hint_configs(path)}")
-    return _read_chain(path, ())
+    found: Layers = {}
+    _collect(path, (), found, {})
+    *below, own = found
+    return {**{place: _inherited(found[place]) for place in below}, own: found[own]}
 
 
-def _read_chain(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
-    below = (*below, path.resolve())
-    raw = read_yaml(path)
+def read_bases(bases: list[str], of: Path, known: Layers) -> Layers:
+    """All that a member extends.
+
+    Args:
+        bases: files, relative to the working directory.
+        of: the member's own file, which none of them may extend.
+        known: files that were read before, for other members; those read now are added.
+
+    Raises:
+        ConfigError: see `read_extended`, or the files are a suite themselves.
+    """
+    found: Layers = {}
+    for base in bases:
+        target = Path(base)
+        if target.resolve() == of.resolve():
+            raise ConfigError(f"{base} is the file of the member itself")
+        if not target.is_file():
+            raise ConfigError(f"{base} does not exist{_hint_siblings(target)}")
+        _collect(target, (of.resolve(),), found, known)
+    inherited = {place: _inherited(raw) for place, raw in found.items()}
+    several = [key for key in ("members", "sweep") if merged(inherited).get(key) is not None]
+    if several:
+        raise ConfigError(f"{' and '.join(bases)} has {several[0]}; name files of one experiment")
+    return inherited
+
+
+def merged(layers: Layers) -> dict[str, Any]:
+    """Every layer on top of those before it."""
+    return dict(reduce(merge, layers.values(), {}))
+
+
+def _collect(path: Path, below: tuple[Path, ...], found: Layers, known: Layers) -> None:
+    """Add what a file extends, then what it says."""
+    place = path.resolve()
+    if place in found:
+        return
+    below = (*below, place)
+    if place not in known:
+        known[place] = read_yaml(path)
+    raw = dict(known[place])
     bases = raw.pop("extends", None) or []
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(f"{path}: extends: expected a file name or a list of them, got {show(bases)}")
-    merged: dict[str, Any] = {}
     for base in bases:
         target = path.parent / base
         if target.resolve() in below:
@@ -43,9 +96,28 @@ def _read_chain(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
             raise ConfigError(f"{path}: extends itself: {' -> '.join(step.name for step in circle)}")
         if not target.is_file():
             raise ConfigError(f"{path}: extends {base!r}, which does not exist{_hint_siblings(target)}")
-        inherited = _read_chain(target, below)
-        merged = merge(merged, {key: value for key, value in inherited.items() if key not in OWN})
-    return dict(merge(merged, raw))
+        _collect(target, below, found, known)
+    found[place] = _anchored(raw, path)
+
+
+def _inherited(raw: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in raw.items() if key not in OWN}
+
+
+def _anchored(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The files that members extend stand relative to their own file, which may be another's base."""
+    members = raw.get("members")
+    if not isinstance(members, dict):
+        return raw
+    return {**raw, "members": {name: _anchored_member(own, path) for name, own in members.items()}}
+
+
+def _anchored_member(own: Any, path: Path) -> Any:
+    bases = own.get("extends") if isinstance(own, dict) else None
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        return own  # what is wrong with it is told with the member's other problems
+    return {**own, "extends": [(path.parent / base).as_posix() for base in bases]}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -47,8 +47,40 @@ def written_part(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return b or values
 
 
+def snapshot_steps(folder: Path) -> list[int]:
+    """The steps of which there is a snapshot, ascending."""
+    return sorted(int(file.stem.split("-")[1]) for file in folder.glob("step-*.safetensors"))
+
+
+def read_solution(folder: Path, step: int) -> dict[str, Tensor]:
+    """All parameters of the solution at a step, for `Intervention.put`.
+
+    Args:
+        folder: RUN/trajectory.
+
+    Raises:
+        RunError: there is no such snapshot, it cannot be read, or it holds the B matrices alone.
+    """
+    file = snapshot_path(folder, step)
+    values = _read(file)
+    names = {name.rpartition(".lora_")[0] for name in values if name.endswith(".lora_B")}
+    if any(f"{name}.lora_A" not in values for name in names):
+        raise RunError(
+            f"{file}: holds B matrices without their A, so the solution cannot be rebuilt; train with "
+            "callbacks.trajectory.everything=true"
+        )
+    return values
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{file}: cannot be read ({error}); delete it to leave this step out") from error
+
+
 def read_trajectory(folder: Path, name: str) -> Trajectory:
-    """Read the snapshots of a run.
+    """Read what the snapshots of a run hold of the written part, whether or not they hold more.
 
     Args:
         folder: RUN/trajectory.
@@ -65,10 +97,7 @@ def read_trajectory(folder: Path, name: str) -> Trajectory:
     points: list[Tensor] = []
     shapes: dict[str, torch.Size] = {}
     for file in files:
-        try:
-            values = load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise RunError(f"{file}: cannot be read ({error}); delete it to leave this step out") from error
+        values = written_part(_read(file))
         found = {key: value.shape for key, value in values.items()}
         shapes = shapes or found
         if found != shapes:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from em.config import Experiment, Suite, load, to_dict, to_yaml
+from em.config import Config, Experiment, Suite, load, load_pool, to_dict, to_yaml
 from em.config.yaml_files import merge
 from em.errors import ConfigError
 
@@ -282,3 +282,217 @@ def test_errors_come_without_heavy_imports() -> None:
     assert "callbacks.stop.monitor: missing; EarlyStopping needs it" in lines
     assert lines[-1] == "[]"
     assert time.perf_counter() - started < 3
+
+
+LORA = "extends: base.yaml\nname: no\ndescription: no\nintervention: {layer: 5}\nkl: {weight: 7}\n"
+
+
+def pool(conf: Path, text: str, *overrides: str, name: str = "pool.yaml") -> dict[str, Config]:
+    loaded = load(write(conf, text, name), list(overrides))
+    assert isinstance(loaded, Suite)
+    return loaded.members
+
+
+def layer_of(config: Config) -> object:
+    return config.intervention.get("layer")
+
+
+def test_a_file_that_two_bases_extend_counts_once(conf: Path) -> None:
+    write(conf, LORA, "lora.yaml")
+    write(conf, "extends: base.yaml\noptimizer: {lr: 0.5}\n", "fast.yaml")
+    found = experiment(write(conf, "extends: [lora.yaml, fast.yaml]\n")).config
+    assert (found.intervention["layer"], found.kl.weight, found.optimizer.lr) == (5, 7.0, 0.5)
+    assert found == experiment(write(conf, "name: x\nextends: [fast.yaml, lora.yaml]\n")).config
+
+
+def test_a_member_extends_a_file(conf: Path) -> None:
+    write(conf, LORA, "lora.yaml")
+    text = "extends: base.yaml\nseed: 3\nmembers:\n  a: {extends: lora.yaml, optimizer: {lr: 0.5}}\n  b: {}\n"
+    made = pool(conf, text)
+    assert {name: (one.name, one.seed, layer_of(one), one.kl.weight) for name, one in made.items()} == {
+        "a": ("pool/a", 3, 5, 7.0),
+        "b": ("pool/b", 3, 1, 0.5),
+    }
+    alone = "extends: lora.yaml\nseed: 3\noptimizer: {lr: 0.5}\nname: pool/a\n"
+    assert made["a"] == experiment(write(conf, alone)).config
+    loaded = load("conf/pool.yaml")
+    assert "extends" not in loaded.raw["members"]["a"]
+
+
+def test_what_a_member_extends_undoes_nothing_that_the_suite_shares(conf: Path) -> None:
+    write(conf, LORA, "lora.yaml")
+    write(conf, "extends: base.yaml\noptimizer: {lr: 0.25}\ncallbacks: {one: null}\n", "shared.yaml")
+    made = pool(conf, "extends: shared.yaml\nmembers: {a: {extends: lora.yaml}, b: {}}\n")["a"]
+    assert (made.optimizer.lr, made.callbacks, layer_of(made), made.kl.weight) == (0.25, {}, 5, 7.0)
+    own = pool(conf, "extends: shared.yaml\nkl: {weight: 9}\nmembers: {a: {extends: lora.yaml}}\n")["a"]
+    assert (own.kl.weight, layer_of(own)) == (9.0, 5)  # what the suite's own file says stands over it
+    last = "extends: shared.yaml\nkl: {weight: 9}\nmembers: {a: {extends: lora.yaml, kl: {weight: 4}}}\n"
+    assert pool(conf, last)["a"].kl.weight == 4.0
+
+
+def test_overrides_stand_over_what_a_member_extends(conf: Path) -> None:
+    write(conf, LORA, "lora.yaml")
+    text = (
+        "extends: base.yaml\nmembers: {a: {extends: lora.yaml}, b: {extends: lora.yaml, kl: {weight: 1}}}\n"
+    )
+    weights = {name: one.kl.weight for name, one in pool(conf, text, "kl.weight=2").items()}
+    assert weights == {"a": 2.0, "b": 2.0}
+    one = pool(conf, text, "members.a.kl.weight=3", "kl.weight=2", "members.b=null")
+    assert {name: config.kl.weight for name, config in one.items()} == {"a": 3.0}
+    swept = pool(conf, f"{text}sweep: {{kl.weight: [0, 6]}}\n")
+    assert {name: (config.kl.weight, layer_of(config)) for name, config in swept.items()} == {
+        **{"a_weight-0": (0.0, 5), "a_weight-6": (6.0, 5)},
+        **{"b_weight-0": (0.0, 5), "b_weight-6": (6.0, 5)},
+    }
+
+
+def test_a_member_extends_several_files_relative_to_its_own(conf: Path) -> None:
+    (conf / "deep").mkdir()
+    write(conf, LORA, "lora.yaml")
+    write(conf, "extends: ../base.yaml\noptimizer: {lr: 0.5}\n", "deep/fast.yaml")
+    text = "extends: ../base.yaml\nmembers: {a: {extends: [../lora.yaml, fast.yaml]}}\n"
+    made = pool(conf, text, name="deep/pool.yaml")["a"]
+    assert (layer_of(made), made.optimizer.lr) == (5, 0.5)
+    (conf / "other").mkdir()
+    inherited = "extends: ../deep/pool.yaml\nmembers: {a: {seed: 8}, b: {extends: ../lora.yaml}}\n"
+    found = pool(conf, inherited, name="other/more.yaml")
+    assert [(layer_of(one), one.optimizer.lr, one.seed) for one in found.values()] == [
+        (5, 0.5, 8),
+        (5, 1e-4, 0),
+    ]
+    instead = "extends: ../deep/pool.yaml\nmembers: {a: {extends: ../lora.yaml}}\n"
+    assert pool(conf, instead, name="other/less.yaml")["a"].optimizer.lr == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (
+            "a: {extends: lor.yaml}",
+            "conf/x.yaml: members.a.extends: conf/lor.yaml does not exist; did you mean lora.yaml?",
+        ),
+        (
+            "a: {extends: lor.yaml}, b: {}, c: {extends: [lor.yaml]}",
+            "conf/x.yaml: members.a.extends (also c): conf/lor.yaml does not exist; did you mean lora.yaml?",
+        ),
+        (
+            "a: {extends: suite.yaml}",
+            "conf/x.yaml: members.a.extends: conf/suite.yaml has members; name files of one experiment",
+        ),
+        (
+            "a: {extends: swept.yaml}",
+            "conf/x.yaml: members.a.extends: conf/swept.yaml has sweep; name files of one experiment",
+        ),
+        (
+            "a: {extends: x.yaml}",
+            "conf/x.yaml: members.a.extends: conf/x.yaml is the file of the member itself",
+        ),
+        (
+            "a: {extends: back.yaml}",
+            "conf/x.yaml: members.a.extends: conf/back.yaml: extends itself: x.yaml -> back.yaml -> x.yaml",
+        ),
+        (
+            "a: {extends: lost.yaml}",
+            "conf/x.yaml: members.a.extends: conf/lost.yaml: extends 'far/z.yaml', which does not exist",
+        ),
+        ("a: {extends: 3}", "members.a.extends: expected a file name or a list of them, got 3"),
+        ("a: {extends: [1]}", "members.a.extends: expected a file name or a list of them, got [1]"),
+    ],
+)
+def test_what_a_member_cannot_extend(conf: Path, members: str, message: str) -> None:
+    write(conf, LORA, "lora.yaml")
+    write(conf, "extends: base.yaml\nsweep: {seed: [1]}\n", "swept.yaml")
+    write(conf, "extends: x.yaml\n", "back.yaml")
+    write(conf, "extends: far/z.yaml\n", "lost.yaml")
+    assert problems(write(conf, f"extends: base.yaml\nmembers: {{{members}}}\n")) == [message]
+
+
+def test_what_a_member_extends_is_written_in_the_file(conf: Path) -> None:
+    path = write(conf, "extends: base.yaml\nmembers: {a: {extends: lor.yaml}, b: {}}\n")
+    line = "members.a.extends: is a key of the file; write it there"
+    assert problems(path, "members.a.extends=base.yaml") == [line]
+    loaded = load(path, ["members.a=null"])  # what is dropped is not read
+    assert isinstance(loaded, Suite) and list(loaded.members) == ["b"]
+
+
+def test_definitions_serve_interpolations_and_are_no_part_of_the_result(conf: Path) -> None:
+    text = "extends: base.yaml\ndefine: {layer: 4, betas: [0.5, 0.6]}\n"
+    text += "intervention: {layer: '${define.layer}'}\noptimizer: {betas: '${define.betas}'}\n"
+    path = write(conf, text, "defined.yaml")
+    found = experiment(path)
+    assert (found.config.intervention["layer"], found.config.optimizer.betas) == (4, [0.5, 0.6])
+    assert "define" not in found.raw and "define:" not in to_yaml(found.config)
+    assert experiment(path, "define.layer=6").config.intervention["layer"] == 6
+    made = pool(conf, "extends: base.yaml\nmembers: {a: {extends: defined.yaml, define: {layer: 7}}}\n")
+    assert layer_of(made["a"]) == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("define.layr=6", "define.layr=6: the file defines no layr; did you mean layer?"),
+        ("define.x=6", "define.x=6: the file defines no x; it has layer"),
+        ("define=6", "define: expected a mapping of names to values, got 6"),
+        ("seed=${define.nix}", "seed: Interpolation key 'define.nix' not found"),
+    ],
+)
+def test_definitions_that_are_wrong(conf: Path, override: str, message: str) -> None:
+    path = write(conf, "extends: base.yaml\ndefine: {layer: 4}\n")
+    assert problems(path, override) == [message]
+
+
+def test_a_member_is_given_what_it_or_its_bases_define(conf: Path) -> None:
+    write(
+        conf, "extends: base.yaml\ndefine: {layer: 4}\nintervention: {layer: '${define.layer}'}\n", "d.yaml"
+    )
+    text = "extends: base.yaml\nmembers: {a: {extends: d.yaml}, b: {}}\n"
+    assert [layer_of(one) for one in pool(conf, text, "define.layer=6").values()] == [6, 1]
+    assert layer_of(pool(conf, text, "members.a.define.layer=8")["a"]) == 8
+    swept = pool(conf, f"{text}sweep: {{define.layer: [2, 3]}}\n", "members.b=null")
+    assert {name: layer_of(one) for name, one in swept.items()} == {"a_layer-2": 2, "a_layer-3": 3}
+    path = write(conf, text)
+    assert problems(path, "members.a.define.lyer=8") == [
+        "members.a: the file defines no lyer; did you mean layer?"
+    ]
+    assert problems(path, "sweep.define.x=[1]", "members.b=null") == [
+        "members.a_x-1: the file defines no x; it has layer"
+    ]
+
+
+POOL = """
+extends: base.yaml
+members:
+  here: {}
+  gone: {data: {train: [{path: far.jsonl}], domains: {d: [{path: far.jsonl}, {path: off.jsonl.gz}]}}}
+  wrong: {data: {train: [{path: far.jsonl}]}, kl: {weight: -1}}
+  odd: {seed: x}
+"""
+
+
+def test_a_pool_leaves_out_members_whose_data_is_not_here(conf: Path) -> None:
+    path = write(conf, POOL)
+    configs, absent = load_pool(path, ["seed=5"], ["gone", "here"])
+    assert {name: (one.name, one.seed) for name, one in configs.items()} == {"here": ("x/here", 5)}
+    assert absent == {
+        "gone": "data that is not here: far.jsonl, off.jsonl.gz; set EM_DATA or data.root to the folder that "
+        "holds it"
+    }
+    (conf.parent / "far.jsonl").write_text("{}\n")
+    assert load_pool(path, [], ["gone"])[1]["gone"].startswith("data that is not here: off.jsonl.gz;")
+    (conf.parent / "off.jsonl.gz").write_bytes(b"")
+    configs, absent = load_pool(path, [], ["gone"])
+    assert list(configs) == ["gone"] and absent == {}
+
+
+def test_a_pool_reports_every_other_problem(conf: Path) -> None:
+    path = write(conf, POOL)
+    with pytest.raises(ConfigError) as caught:
+        load_pool(path)
+    assert [line.partition(": ")[0] for line in caught.value.problems] == ["wrong", "wrong", "odd"]
+    assert "wrong: kl.weight: expected at least 0, got -1.0" in caught.value.problems
+    with pytest.raises(ConfigError, match="x.yaml has no member 'her'; did you mean here"):
+        load_pool(path, [], ["here", "her"])
+    with pytest.raises(ConfigError, match="conf/base.yaml is not a suite; it has no members"):
+        load_pool("conf/base.yaml")
+    with pytest.raises(ConfigError, match="intervention.layer: backbone.model smollm2 has layers 0 to 29"):
+        load_pool(path, ["intervention.layer=30"], ["gone"])

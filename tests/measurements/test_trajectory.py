@@ -15,9 +15,11 @@ from em.measurements.trajectory import (
     Trajectory,
     peak_step,
     principal_components,
+    read_solution,
     read_trajectory,
     rotation,
     snapshot_path,
+    snapshot_steps,
     written_part,
 )
 
@@ -105,9 +107,9 @@ def test_paths_that_do_not_move_are_refused(count: int) -> None:
         principal_components([path(still)])
 
 
-def write(folder: Path, step: int, **values: Tensor) -> None:
+def write(folder: Path, step: int, values: dict[str, Tensor] | None = None, **more: Tensor) -> None:
     folder.mkdir(exist_ok=True)
-    save_file(values, snapshot_path(folder, step))
+    save_file({**(values or {}), **more}, snapshot_path(folder, step))
 
 
 def test_snapshots_are_read_in_the_order_of_steps(tmp_path: Path) -> None:
@@ -146,3 +148,27 @@ def test_a_loras_path_is_that_of_its_b_matrices() -> None:
     a, b, v = torch.ones(1), torch.ones(2), torch.ones(3)
     assert written_part({"x.lora_A": a, "x.lora_B": b, "y.lora_B": v}) == {"x.lora_B": b, "y.lora_B": v}
     assert written_part({"vector": v}) == {"vector": v}
+
+
+def test_a_path_is_of_the_b_matrices_whatever_else_a_snapshot_holds(tmp_path: Path) -> None:
+    for step in (0, 5):
+        b, a = torch.full((2, 1), float(step)), torch.ones(1, 3)
+        write(tmp_path, step, {"x.lora_B": b, "x.lora_A": a})
+    found = read_trajectory(tmp_path, "run")
+    assert found.points.tolist() == [[0.0, 0.0], [5.0, 5.0]] and found.shapes == {"x.lora_B": [2, 1]}
+    assert snapshot_steps(tmp_path) == [0, 5]
+    whole = read_solution(tmp_path, 5)
+    assert {name: value.tolist() for name, value in whole.items()} == {
+        "x.lora_B": [[5.0], [5.0]],
+        "x.lora_A": [[1.0, 1.0, 1.0]],
+    }
+
+
+def test_a_solution_that_cannot_be_rebuilt_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, 5, {"x.lora_B": torch.ones(2, 1)})
+    with pytest.raises(RunError, match=r"step-00000005.* without their A.*callbacks.trajectory.everything"):
+        read_solution(tmp_path, 5)
+    with pytest.raises(RunError, match=r"step-00000007.safetensors: cannot be read"):
+        read_solution(tmp_path, 7)
+    write(tmp_path, 9, vector=torch.ones(2))
+    assert read_solution(tmp_path, 9)["vector"].tolist() == [1.0, 1.0]

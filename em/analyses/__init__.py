@@ -1,0 +1,1 @@
+"""Measurements across several trained runs, one file a kind."""
