@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from em.config import Suite, load
-from em.errors import EmError
+from em.config import Experiment, Suite, load, load_pool
+from em.errors import ConfigError, EmError
 
 
 def main(arguments: list[str]) -> int:
@@ -15,7 +15,7 @@ def main(arguments: list[str]) -> int:
     member = next((text.split("=", 1)[1] for text in arguments[1:] if text.startswith("--member=")), None)
     overrides = [text for text in arguments[1:] if not text.startswith("--member=")]
     try:
-        loaded = load(conf, overrides)  # every configuration error, before anything heavy is imported
+        loaded = _loaded(conf, overrides, member)  # every error, before anything heavy is imported
         return run(loaded, conf, overrides, member)
     except EmError as error:
         lines = str(error).splitlines()
@@ -30,8 +30,17 @@ def main(arguments: list[str]) -> int:
         return 130
 
 
+def _loaded(conf: Path, overrides: list[str], member: str | None) -> Experiment | Suite:
+    """What the file stands for; for one member that of it alone: others may lack their data."""
+    if member is None:
+        return load(conf, overrides)
+    configs, absent = load_pool(conf, overrides, [member])
+    if absent:
+        raise ConfigError(f"{member}: {absent[member]}")
+    return Suite("", conf, configs, {})
+
+
 def run(loaded: object, conf: Path, overrides: list[str], member: str | None) -> int:
-    from em.config import Experiment
     from em.experiment import train
     from em.quiet import quiet
     from em.suite import Outcome, show, train_members, write_comparison
@@ -40,8 +49,6 @@ def run(loaded: object, conf: Path, overrides: list[str], member: str | None) ->
     if isinstance(loaded, Suite) and member is None:
         return train_members(loaded, conf, overrides)
     if isinstance(loaded, Suite):
-        if member not in loaded.members:
-            raise EmError(f"--member={member}: {conf} has {', '.join(loaded.members)}")
         config = loaded.members[str(member)]
     else:
         assert isinstance(loaded, Experiment)

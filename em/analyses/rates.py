@@ -26,7 +26,7 @@ from em.runs import RunRecord
 
 LABELLING: tuple[Metric, Metric] = ("aligned", "coherent")
 # Settings in which evaluations of one analysis may differ: each member has questions of its own domain.
-FREE = ("domain", "questions", "prompts", "resamples", "any_of")
+FREE = ("domain", "questions", "metrics", "prompts", "resamples", "any_of")
 GRID = {"aligned_below": [10.0, 20.0, 30.0, 40.0, 50.0], "coherent_above": [30.0, 50.0, 70.0]}
 
 
