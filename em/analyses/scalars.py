@@ -83,7 +83,7 @@ class Scalars(Analysis):
             found.figures += figures(probes, made, arm, number)
             rows += [[before + name, s.value, s.low, s.high, s.n] for name, s in made.items()]
         columns = ["statistic", "AUROC", "low", "high", "prompts"]
-        found.tables.append(Table("scalars", "What hidden scalars tell apart", columns, rows))
+        found.tables.append(Table("scalars-numbers", "What hidden scalars tell apart", columns, rows))
         return found
 
 

@@ -25,6 +25,9 @@ def add(commands: Commands) -> None:
     parser.add_argument("--model", default="smollm2", help="of conf/reproduce/models.yaml; default smollm2")
     parser.add_argument("--out", type=Path, default=OUT, help=f"default {OUT}")
     parser.add_argument("--claims", type=Path, default=CLAIMS, help=f"default {CLAIMS}")
+    parser.add_argument(
+        "--finished", action="store_true", help="train nothing: use the runs that are finished"
+    )
     parser.set_defaults(run_command=run)
 
 
@@ -42,7 +45,9 @@ def run(parsed: argparse.Namespace) -> int:
     plans = list(figures.values()) if parsed.figure == "all" else [named("FIG", parsed.figure, figures)]
     claims = read_claims(parsed.claims, {name: list(one.analyses) for name, one in figures.items()})
     quiet()
-    results, failed = reproduce_all(plans, model, claims, parsed.out / model.name, parsed.settings)
+    results, failed = reproduce_all(
+        plans, model, claims, parsed.out / model.name, parsed.settings, parsed.finished
+    )
     for result in results:
         _show(result)
     for name, why in failed.items():

@@ -142,18 +142,18 @@ def claims_table(ident: str, title: str, rows: Sequence[tuple[Claim, Statistic |
     return Table(
         ident,
         title,
-        ["claim", "paper", "reported there", "statistic", "ours", "n", "expected", "verdict", "why"],
+        ["claim", "verdict", "in the paper", "ours", "n", "expected", "why", "statistic", "where"],
         [
             [
                 claim.claim,
-                claim.paper.where,
+                verdict.outcome,
                 claim.paper.reported,
-                claim.statistic,
                 written(statistic),
                 None if statistic is None else statistic.n,
                 str(claim.expect),
-                verdict.outcome,
                 verdict.text,
+                claim.statistic,
+                claim.paper.where,
             ]
             for claim, statistic, verdict in rows
         ],

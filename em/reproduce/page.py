@@ -9,6 +9,8 @@ from em.progress import clock
 from em.report.page import Page, Section, write_page
 from em.reproduce.result import Result
 
+PLURAL = {"holds": "hold", "does not hold": "do not hold", "not decidable": "are not decidable"}
+
 
 def write_figure(result: Result) -> Path:
     """Write FIG/report.html with its figures and tables as files beside it.
@@ -78,8 +80,9 @@ def _numbers(result: Result) -> Section:
 
 
 def _summary(result: Result) -> list[str]:
-    told = [f"{count} {outcome}" for outcome, count in result.counts().items() if count]
-    return [f"Of {len(result.verdicts)} claims: {', '.join(told)}."] if told else []
+    counts = result.counts()
+    told = [f"{counts[outcome]} {PLURAL[outcome]}" for outcome in counts if counts[outcome]]
+    return [f"Of {len(result.verdicts)} claims {', '.join(told)}."] if told else []
 
 
 def _facts(result: Result) -> list[tuple[str, str]]:
@@ -91,5 +94,5 @@ def _facts(result: Result) -> list[tuple[str, str]]:
         ("runs", f"{len(result.runs)}, {clock(trained)} together, shared with other figures"),
         ("measured in", clock(taken)),
     ]
-    facts += [("run", f"{name}: {clock(seconds)}") for name, seconds in result.runs.items()]
-    return facts
+    each = ", ".join(f"{name} {clock(seconds)}" for name, seconds in result.runs.items())
+    return [*facts, ("trained in", each)] if each else facts

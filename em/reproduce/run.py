@@ -32,6 +32,7 @@ def reproduce(
     claims: Sequence[Claim],
     out: Path,
     overrides: Sequence[str] = (),
+    finished_only: bool = False,
     backbone: Backbone | None = None,
 ) -> Result:
     """Everything of one figure. Finished runs and stored measurements are used again.
@@ -40,6 +41,7 @@ def reproduce(
         claims: of any figure; those of this one are decided.
         out: folder of a model's runs and figures.
         overrides: of every run, such as trainer.devices=8.
+        finished_only: train nothing; runs that are not finished are named.
         backbone: already loaded.
 
     Raises:
@@ -52,7 +54,7 @@ def reproduce(
     result = Result(plan, model, out / plan.name, failed=dict(absent))
     for name, why in absent.items():
         say(f"{name} is left out: {why}")
-    records = _trained(model, configs, given, result)
+    records = _trained(model, configs, given, result, finished_only)
     context = Context(records, result.failed, result.folder, _sizes(configs), backbone)
     for name, analysis in analyses.items():
         _analyse(name, analysis, context, result)
@@ -89,12 +91,14 @@ def _sizes(configs: dict[str, Config]) -> CompareConfig:
 
 
 def _trained(
-    model: Model, configs: dict[str, Config], given: list[str], result: Result
+    model: Model, configs: dict[str, Config], given: list[str], result: Result, finished_only: bool
 ) -> dict[str, RunRecord]:
     """The runs of all members that could be trained, trained now where they were not before."""
     new = {name: config for name, config in configs.items() if not _finished(config)}
     say(f"{result.plan.name}: {len(configs)} runs, {len(new)} of them to train")
-    if new:
+    if finished_only:
+        result.failed |= {name: "it is not trained, and --finished trains nothing" for name in new}
+    elif new:
         suite = Suite(POOL, model.members, new, {})
         for outcome in run_suite(suite, model.members, given):
             if outcome.error is not None:
@@ -136,7 +140,12 @@ def _analyse(name: str, analysis: Analysis, context: Context, result: Result) ->
 
 
 def reproduce_all(
-    plans: Sequence[FigurePlan], model: Model, claims: Sequence[Claim], out: Path, overrides: Sequence[str]
+    plans: Sequence[FigurePlan],
+    model: Model,
+    claims: Sequence[Claim],
+    out: Path,
+    overrides: Sequence[str] = (),
+    finished_only: bool = False,
 ) -> tuple[list[Result], dict[str, str]]:
     """Several figures one after another; one that fails stops no other.
 
@@ -149,7 +158,7 @@ def reproduce_all(
         say(f"\n[{number}/{len(plans)}] {plan.name}: {plan.title}")
         began = time.monotonic()
         try:
-            results.append(reproduce(plan, model, claims, out, overrides))
+            results.append(reproduce(plan, model, claims, out, overrides, finished_only))
         except RunError as error:
             if hasattr(error, "signal_number"):
                 raise

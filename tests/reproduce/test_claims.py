@@ -141,7 +141,7 @@ def test_the_table_has_the_paper_beside_ours() -> None:
     table = claims_table("claims-em", "Claims", rows)
     first, second = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
     assert first["ours"] == "35.5 [31.25, 40] %" and first["n"] == 8 and first["expected"] == "above 30"
-    assert (first["paper"], first["reported there"], first["verdict"]) == ("x", "y", "holds")
+    assert (first["where"], first["in the paper"], first["verdict"]) == ("x", "y", "holds")
     assert second["ours"] is None and second["n"] is None and second["verdict"] == "not decidable"
     bare = claims_table("c", "C", [(one, statistic(None, None, 8, 35.5), decide(one, None))])
     assert bare.rows[0][4] == "35.5 %"

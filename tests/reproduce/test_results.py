@@ -29,7 +29,7 @@ def test_the_page_has_every_verdict_and_its_figures(
     )
     page = write_results(made, said, "python -m em results", tmp_path / "docs" / "results.md")
     shown = page.read_text(encoding="utf-8")
-    assert "4 claims: 1 holds, 1 does not hold, 2 not decidable." in shown
+    assert "Of 4 claims 1 hold, 1 do not hold and 2 are not decidable." in shown
     assert "It is so." in shown and "It is not so." not in shown
     assert "![It &lt;b&gt;. What is given. Given too.](results/first-here-it.svg)" in shown
     assert (page.parent / "results" / "first-here-it.svg").is_file()

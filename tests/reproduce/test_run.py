@@ -127,3 +127,13 @@ def test_the_record_says_what_was_measured(plans: dict[str, FigurePlan], model: 
     run(plans, model, out)
     record = json.loads((out / "first" / "here" / "record.json").read_text())
     assert record["options"]["members"] == ["vector", "lora"] and record["seconds"] >= 0
+
+
+def test_finished_runs_alone_are_measured_if_asked(
+    plans: dict[str, FigurePlan], model: Model, out: Path
+) -> None:
+    elsewhere = out / "finished"
+    reproduce(plans["second"], model, [], elsewhere)  # trains the LoRA alone
+    result = reproduce(plans["first"], model, [], elsewhere, finished_only=True)
+    assert result.failed["vector"] == "it is not trained, and --finished trains nothing"
+    assert list(result.runs) == ["lora"] and not (elsewhere / "members" / "vector").exists()
