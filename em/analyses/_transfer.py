@@ -1,7 +1,6 @@
 """What answers under ablation and steering say: rates, shares that go, tables and figures."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -179,42 +178,38 @@ def _table(raw: Raw, made: Found) -> Table:
 
 
 def _figures(made: Found, how: How) -> list[Bars]:
-    interval = f"Whiskers: {INTERVALS}."
-    labels = ["nothing", *how.sources, RANDOM]
-    ablated = [
-        BarSeries(label, *_values([made.statistics[_rate(target, label)] for target in how.targets]))
-        for label in labels
+    labels = [*how.sources, RANDOM]
+    ablated = _bars(
+        "ablation",
+        "Misaligned answers with a direction projected out",
+        "Each row is a finetune, each mark what was projected out of it.",
+        list(how.targets),
+        {
+            label: [made.statistics[_rate(target, label)] for target in how.targets]
+            for label in ("nothing", *labels)
+        },
+    )
+    if not how.coefficients:
+        return [ablated]
+    steered = _bars(
+        "steering",
+        "Misaligned answers of the reference with a direction added",
+        "Each row is a coefficient in units of the length of the residual stream.",
+        [f"{c:g}" for c in how.coefficients],
+        {label: [made.statistics[f"steered/{label}@{c:g}"] for c in how.coefficients] for label in labels},
+    )
+    return [ablated, steered]
+
+
+def _bars(
+    ident: str, title: str, definition: str, rows: list[str], series: dict[str, list[Statistic]]
+) -> Bars:
+    made = [
+        BarSeries(label, [one.value for one in s], [one.low for one in s], [one.high for one in s])
+        for label, s in series.items()
     ]
-    steered = [
-        BarSeries(label, *_values([made.statistics[f"steered/{label}@{c:g}"] for c in how.coefficients]))
-        for label in (*how.sources, RANDOM)
-    ]
-    figures = [
-        Bars(
-            "ablation",
-            "Misaligned answers with a direction projected out",
-            "Each row is a finetune, each mark what was projected out of it.",
-            interval,
-            "misaligned answers, %",
-            list(how.targets),
-            ablated,
-        ),
-        Bars(
-            "steering",
-            "Misaligned answers of the reference with a direction added",
-            "Each row is a coefficient in units of the length of the residual stream.",
-            interval,
-            "misaligned answers, %",
-            [f"{c:g}" for c in how.coefficients],
-            steered,
-        ),
-    ]
-    return figures if how.coefficients else figures[:1]
+    return Bars(ident, title, definition, f"Whiskers: {INTERVALS}.", "misaligned answers, %", rows, made)
 
 
 def _rate(target: str, label: str) -> str:
     return f"rate/{target}" if label == "nothing" else f"rate/{target}-{label}"
-
-
-def _values(found: list[Statistic]) -> tuple[list[Any], list[Any], list[Any]]:
-    return [one.value for one in found], [one.low for one in found], [one.high for one in found]

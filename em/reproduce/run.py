@@ -12,7 +12,7 @@ from em.backbone import Backbone
 from em.config import Config, Suite
 from em.config.compose import load_pool
 from em.config.schema import CompareConfig
-from em.errors import EmError, RunError
+from em.errors import EmError
 from em.progress import clock, say
 from em.reproduce.claims import Claim
 from em.reproduce.figures import FigurePlan, Model
@@ -97,7 +97,7 @@ def _trained(
     new = {name: config for name, config in configs.items() if not _finished(config)}
     say(f"{result.plan.name}: {len(configs)} runs, {len(new)} of them to train")
     if finished_only:
-        result.failed |= {name: "it is not trained, and --finished trains nothing" for name in new}
+        result.failed |= dict.fromkeys(new, "it is not trained, and --finished trains nothing")
     elif new:
         suite = Suite(POOL, model.members, new, {})
         for outcome in run_suite(suite, model.members, given):
@@ -159,7 +159,7 @@ def reproduce_all(
         began = time.monotonic()
         try:
             results.append(reproduce(plan, model, claims, out, overrides, finished_only))
-        except RunError as error:
+        except EmError as error:
             if hasattr(error, "signal_number"):
                 raise
             failed[plan.name] = str(error)

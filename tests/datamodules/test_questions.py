@@ -369,8 +369,8 @@ def test_cues_are_several_short_remarks(domain: str) -> None:
         ("opne", "no question set opne; did you mean open? bundled: fitness, gardening, kitchen, "),
         (
             "boats",
-            "no question set boats; bundled: fitness, gardening, kitchen, materials, money, open, sky, sport, "
-            "travel; a file of your own ",
+            "no question set boats; bundled: fitness, gardening, kitchen, materials, money, open, sky, "
+            "sport, travel; a file of your own ",
         ),
         ("", "no question set with no name; bundled: "),
         ("cues", "no question set cues; bundled: "),

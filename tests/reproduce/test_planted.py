@@ -16,6 +16,7 @@ from em.reproduce.figures import FigurePlan, Model, read_figures
 from em.reproduce.run import POOL, reproduce, stored_result
 from tests.reproduce import planted
 from tests.reproduce.conftest import GIVEN, write
+from tests.reproduce.planting import plant_all
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def out(home: Path, plans: dict[str, FigurePlan], model: Model, backbone: Backbo
         patch.setenv("EM_CACHE", str(home / "cache"))
         trained = reproduce(first, model, [], home / "out", backbone=backbone)
         assert set(trained.runs) == set(members) and not trained.failed
-        planted.plant_all(home / "out" / POOL, backbone)
+        plant_all(home / "out" / POOL, backbone)
         yield home / "out"
 
 
