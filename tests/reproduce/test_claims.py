@@ -144,7 +144,7 @@ def test_the_table_has_the_paper_beside_ours() -> None:
     assert (first["where"], first["in the paper"], first["verdict"]) == ("x", "y", "holds")
     assert second["ours"] is None and second["n"] is None and second["verdict"] == "not decidable"
     bare = claims_table("c", "C", [(one, statistic(None, None, 8, 35.5), decide(one, None))])
-    assert bare.rows[0][4] == "35.5 %"
+    assert dict(zip(bare.columns, bare.rows[0], strict=True))["ours"] == "35.5 %"
 
 
 def test_a_file_is_read(tmp_path: Path) -> None:
