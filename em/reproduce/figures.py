@@ -53,7 +53,7 @@ class FigurePlan:
 
     def members(self) -> list[str]:
         """The runs that it needs, by their names in the pool."""
-        return list(dict.fromkeys(name for one in self.built().values() for name in one.members))
+        return members_of(self.built())
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ class Model:
     members: Path
     overrides: tuple[str, ...]
     needs: str
+
+
+def members_of(analyses: Mapping[str, Analysis]) -> list[str]:
+    """The runs that analyses need, each once."""
+    return list(dict.fromkeys(name for one in analyses.values() for name in one.members))
 
 
 def read_figures(path: Path = FOLDER / "figures.yaml") -> dict[str, FigurePlan]:

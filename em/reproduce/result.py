@@ -11,6 +11,7 @@ from em.figures.model import Table
 from em.reproduce.claims import Claim, Outcome, Verdict, claims_table, decide
 from em.reproduce.figures import FigurePlan, Model
 
+POOL = "members"  # folder of the runs that all figures share
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 
@@ -37,6 +38,10 @@ class Result:
     runs: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     page: Path | None = None
+
+    def run_of(self, member: str) -> Path:
+        """Where the run of a member lies."""
+        return self.folder.parent / POOL / member
 
     @property
     def statistics(self) -> dict[str, Statistic]:

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from em.config.values import show
 from em.config.yaml_files import read_yaml
 from em.errors import ConfigError, RunError
-from em.evaluation.stored import latest, read_json
+from em.evaluation.stored import RECORD, latest, read_json
 from em.figures.draw import draw
 from em.figures.model import Figure, Table
 from em.figures.words import number, plain
@@ -195,7 +195,7 @@ def _judges(results: Sequence[Result]) -> str:
     for path in _folders(results):
         folder = latest(path)
         if folder is not None:
-            names.append(str(read_json(folder / "evaluation.json")["judge"]["name"]))
+            names.append(str(read_json(folder / RECORD)["judge"]["name"]))
     return ", ".join(dict.fromkeys(names)) or "nobody"
 
 
@@ -204,4 +204,4 @@ def _manifests(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def _folders(results: Sequence[Result]) -> list[Path]:
-    return list(dict.fromkeys(one.folder.parent / "members" / name for one in results for name in one.runs))
+    return list(dict.fromkeys(one.run_of(name) for one in results for name in one.runs))

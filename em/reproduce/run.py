@@ -1,6 +1,5 @@
 """Reproduce a figure: train what it needs, measure it, decide its claims, write its page."""
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,15 +14,12 @@ from em.config.schema import CompareConfig
 from em.errors import EmError
 from em.progress import clock, say
 from em.reproduce.claims import Claim
-from em.reproduce.figures import FigurePlan, Model
+from em.reproduce.figures import FigurePlan, Model, members_of
 from em.reproduce.page import write_figure
-from em.reproduce.result import Result, decided
+from em.reproduce.result import POOL, Result, decided
 from em.reproduce.stored import measured, read_stored
 from em.runs import RunDirectory, RunRecord
 from em.suite import run_suite
-
-logger = logging.getLogger("em")
-POOL = "members"  # folder of the runs that all figures share
 
 
 def reproduce(
@@ -48,7 +44,7 @@ def reproduce(
         EmError: the configuration is wrong; what fails later is in the result.
     """
     analyses = plan.built()
-    wanted = list(dict.fromkeys(name for one in analyses.values() for name in one.members))
+    wanted = members_of(analyses)
     given = [*model.overrides, *overrides, f"name={POOL}", f"runs_dir={out}"]
     configs, absent = load_pool(model.members, given, wanted)
     result = Result(plan, model, out / plan.name, failed=dict(absent))
@@ -77,8 +73,8 @@ def stored_result(plan: FigurePlan, model: Model, claims: Sequence[Claim], out: 
             result.failed[name] = f"not measured; make reproduce FIG={plan.name} MODEL={model.name}"
             continue
         result.found[name], result.seconds[name] = analysis.read(stored.raw), stored.seconds
-    for member in plan.members():
-        manifest = RunDirectory(out / POOL / member).manifest()
+    for member in members_of(analyses):
+        manifest = RunDirectory(result.run_of(member)).manifest()
         if manifest.get("status") == "finished":
             result.runs[member] = float(manifest.get("wall_seconds") or 0.0)
     result.verdicts = decided(result, claims)
