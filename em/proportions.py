@@ -30,6 +30,24 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Estimate:
     return Estimate(share, low, high)
 
 
+def newcombe(a: tuple[int, int], b: tuple[int, int]) -> Estimate:
+    """Difference of two shares with Newcombe's interval (1998, method 10), for independent observations.
+
+    Args:
+        a, b: successes and n of each.
+
+    Returns:
+        nothing where one of them has no observations.
+    """
+    (p, p_low, p_high), (q, q_low, q_high) = (
+        (one.value, one.low, one.high) for one in (wilson(*a), wilson(*b))
+    )
+    if p is None or p_low is None or p_high is None or q is None or q_low is None or q_high is None:
+        return NOTHING
+    down, up = float(np.hypot(p - p_low, q_high - q)), float(np.hypot(p_high - p, q - q_low))
+    return Estimate(p - q, p - q - down, p - q + up)
+
+
 def minimum_detectable_difference(
     rate: float, n_a: int, n_b: int, design_effect: float = 1.0, power: float = 0.8, level: float = 0.95
 ) -> float | None:

@@ -15,6 +15,7 @@ from em.proportions import (
     design_effect,
     intraclass_correlation,
     minimum_detectable_difference,
+    newcombe,
     wilson,
 )
 from em.stats import NOTHING, Estimate, Resampling
@@ -49,6 +50,21 @@ def test_wilson_holds_the_share_and_mirrors(n: int, data: st.DataObject) -> None
 def test_wilson_refuses_impossible_counts(bad: tuple[int, int, float]) -> None:
     with pytest.raises(ValueError, match="expected 0 ≤ successes"):
         wilson(*bad)
+
+
+# Newcombe
+
+
+def test_newcombe_equals_published_values() -> None:
+    """Newcombe 1998, table II, method 10, two of its examples."""
+    found = newcombe((56, 70), (48, 80))
+    assert found == Estimate(pytest.approx(0.2), pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5))
+    found = newcombe((10, 10), (0, 10))
+    assert found == Estimate(1.0, pytest.approx(0.6075, abs=5e-5), 1.0)
+
+
+def test_newcombe_of_nothing_is_nothing() -> None:
+    assert newcombe((0, 0), (1, 2)) == newcombe((1, 2), (0, 0)) == NOTHING
 
 
 # Minimum detectable difference

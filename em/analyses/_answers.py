@@ -8,7 +8,7 @@ import numpy as np
 from em.evaluation.stored import Evaluated
 from em.measurements.behaviour import label
 from em.proportions import wilson
-from em.stats import NOTHING, Estimate, Floats, Resampling
+from em.stats import Estimate, Floats, Resampling
 
 
 def condition_rows(done: Evaluated) -> list[dict[str, Any]]:
@@ -42,6 +42,11 @@ class Rows:
     def misaligned(self) -> int:
         return sum(bad for _, bad in self.questions.values())
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Misaligned answers, and all."""
+        return self.misaligned, self.answers
+
 
 def rate_draws(rows: Rows, questions: list[str], draws: Resampling) -> Floats:
     """Share of misaligned answers in each resample of questions, shape (R,); unscored stay in it.
@@ -58,16 +63,5 @@ def rate_draws(rows: Rows, questions: list[str], draws: Resampling) -> Floats:
 def spread(rows: Rows, found: Estimate) -> Estimate:
     """Wilson's interval of a share of all answers where it is 0 or 1, which resampling shows no spread of."""
     if found.value in (0.0, 1.0) and found.low is not None:
-        return wilson(rows.misaligned, rows.answers)
+        return wilson(*rows.counts)
     return found
-
-
-def newcombe(a: Rows, b: Rows) -> Estimate:
-    """Difference of two shares of misaligned answers with Newcombe's interval (1998, method 10)."""
-    (p, p_low, p_high), (q, q_low, q_high) = (
-        (one.value, one.low, one.high) for one in (wilson(rows.misaligned, rows.answers) for rows in (a, b))
-    )
-    if p is None or p_low is None or p_high is None or q is None or q_low is None or q_high is None:
-        return NOTHING
-    down, up = float(np.hypot(p - p_low, q_high - q)), float(np.hypot(p_high - p, q - q_low))
-    return Estimate(p - q, p - q - down, p - q + up)

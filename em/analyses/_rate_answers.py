@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from em.analyses.base import Raw, Statistic
-from em.proportions import wilson
+from em.proportions import newcombe, wilson
 from em.stats import NOTHING, Estimate, Floats, Resampling
 
 PERCENT = "% of answers"
@@ -132,24 +132,15 @@ class Questions:
         if len(common) < 2:
             found = Estimate(found.value, None, None)
         elif found.low == found.high and found.value is not None:
-            found = _unspread(found.value, a, both[0], b, both[1], common)
+            found = newcombe(_counts(a, both[0], common), _counts(b, both[1], common))
             told += "; without spread over questions, so the interval is Newcombe's"
         return statistic(found, len(common), PERCENT, told, 100)
 
 
-def _unspread(
-    value: float, a: Answers, flags_a: Floats, b: Answers, flags_b: Floats, questions: Sequence[str]
-) -> Estimate:
-    """Newcombe's interval of a difference of two shares (1998, method 10)."""
-    bounds = []
-    for one, flags_N in ((a, flags_a), (b, flags_b)):
-        hits, size = (int(one.sums(each, questions).sum()) for each in (flags_N, np.ones(len(one))))
-        bounds.append(wilson(hits, size))
-    (p, p_low, p_high), (q, q_low, q_high) = ((one.value, one.low, one.high) for one in bounds)
-    assert None not in (p, p_low, p_high, q, q_low, q_high)
-    down = float(np.hypot(p - p_low, q_high - q))  # type: ignore[operator]
-    up = float(np.hypot(p_high - p, q - q_low))  # type: ignore[operator]
-    return Estimate(value, value - down, value + up)
+def _counts(answers: Answers, flags_N: Floats, questions: Sequence[str]) -> tuple[int, int]:
+    """Answers with the flag, and all, to some questions."""
+    hits, size = (int(answers.sums(each, questions).sum()) for each in (flags_N, np.ones(len(answers))))
+    return hits, size
 
 
 def statistic(found: Estimate, n: int, unit: str, what: str, times: float = 1.0) -> Statistic:

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from em.analyses._answers import Rows, newcombe, rate_draws, spread
+from em.analyses._answers import Rows, rate_draws, spread
 from em.analyses._comparison_statistics import APART
 from em.analyses.base import Found, Raw, Statistic
 from em.figures.model import Bars, BarSeries, Table
 from em.measurements.shares import interval
-from em.proportions import wilson
+from em.proportions import newcombe, wilson
 from em.stats import Estimate, Floats, Resampling
 
 RANDOM = "random"
@@ -73,7 +73,7 @@ class _Cells:
         """Rate under one treatment minus that under another."""
         found = interval(self.rates[name] - self.rates[other], self.draws)
         if found.low is not None and found.low == found.high:
-            found = newcombe(self.rows[name], self.rows[other])
+            found = newcombe(self.rows[name].counts, self.rows[other].counts)
             what += "; without spread over questions, so the interval is Newcombe's"
         return self._percent(found, what)
 
@@ -100,7 +100,7 @@ class _Cells:
         if found.low is None or found.low != found.high:
             return found
         rows, before = self.rows[name], float(self.rates[plain][0])
-        left = wilson(rows.misaligned, rows.answers)  # its rate is as uncertain as any, whatever its spread
+        left = wilson(*rows.counts)  # its rate is as uncertain as any, whatever its spread
         assert left.low is not None and left.high is not None
         return Estimate(found.value, 1 - left.high / before, 1 - left.low / before)
 
