@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,41 @@ def write_json(path: Path, value: Any) -> None:
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Atomic safetensors file."""
     write_atomically(path, lambda scratch: _write_bytes(scratch, save(tensors, metadata)))
+
+
+def expect_free(folder: Path) -> None:
+    """Check that a folder can be made here: nothing stands there, or an empty folder.
+
+    Raises:
+        RunError: something does.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder}: exists already; choose another folder with --out, or remove it")
+
+
+def write_folder(folder: Path, write: Callable[[Path], Any]) -> Any:
+    """Let `write` fill a scratch folder beside `folder`, then move it there in one step.
+
+    Returns:
+        What `write` returns.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+        try:
+            result = write(scratch)
+            scratch.chmod(0o755)
+            scratch.replace(folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        raise RunError(
+            f"{folder}: cannot be written ({error.strerror or error}); choose another folder with --out"
+        ) from error
+    return result
 
 
 def digest(path: Path) -> str:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from em.errors import RunError
-from em.files import write_atomically, write_json, write_tensors, write_text
+from em.files import expect_free, write_atomically, write_folder, write_json, write_tensors, write_text
 
 
 def full_disk(*_: Any) -> None:
@@ -77,3 +77,25 @@ def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
         write_text(tmp_path / "runs" / "x" / "a.txt", "text")
     with pytest.raises(RunError, match="cannot be written"):
         write_text(tmp_path / "runs" / "a.txt", "text")
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    def half(folder: Path) -> None:
+        (folder / "a").write_text("a")
+        full_disk()
+
+    with pytest.raises(RunError, match=r"out: cannot be written \(No space left on device\); choose another"):
+        write_folder(tmp_path / "deep" / "out", half)
+    assert not list((tmp_path / "deep").iterdir())
+    assert write_folder(tmp_path / "deep" / "out", lambda folder: (folder / "a").write_text("a")) == 1
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
+
+
+def test_a_folder_in_use_is_named(tmp_path: Path) -> None:
+    expect_free(tmp_path / "new")
+    (tmp_path / "empty").mkdir()
+    expect_free(tmp_path / "empty")
+    (tmp_path / "file").write_text("")
+    for used in (tmp_path, tmp_path / "file"):
+        with pytest.raises(RunError, match="exists already; choose another folder"):
+            expect_free(used)

@@ -234,7 +234,9 @@ def test_what_is_no_artefact(
 def test_a_run_directory_in_use_is_kept(adapter: Path, tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine").write_text("x")
-    assert "exists already; choose another --out" in failed(capsys, adapter, "--out", tmp_path / "run")
+    assert "exists already; choose another folder with --out" in failed(
+        capsys, adapter, "--out", tmp_path / "run"
+    )
     assert (tmp_path / "run" / "mine").read_text() == "x"
     assert "cannot be written" in failed(capsys, adapter, "--out", tmp_path / "run" / "mine" / "below")
 

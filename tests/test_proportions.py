@@ -58,7 +58,9 @@ def test_wilson_refuses_impossible_counts(bad: tuple[int, int, float]) -> None:
 def test_newcombe_equals_published_values() -> None:
     """Newcombe 1998, table II, method 10, two of its examples."""
     found = newcombe((56, 70), (48, 80))
-    assert found == Estimate(pytest.approx(0.2), pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5))
+    assert found == Estimate(
+        pytest.approx(0.2), pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5)
+    )
     found = newcombe((10, 10), (0, 10))
     assert found == Estimate(1.0, pytest.approx(0.6075, abs=5e-5), 1.0)
 

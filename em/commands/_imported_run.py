@@ -1,8 +1,6 @@
 """A run directory for an adapter or vector that others published."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,8 +15,8 @@ from em.config.members import override
 from em.config.schema import SourceConfig
 from em.config.yaml_files import merge
 from em.datamodules.published import file_sha256
-from em.errors import AdapterError, ConfigError, RunError
-from em.files import write_text
+from em.errors import AdapterError, ConfigError
+from em.files import expect_free, write_folder, write_text
 from em.interventions._published import Published, check_layer
 from em.interventions._published_lora import PICKLED, check_targets, read_lora
 from em.interventions._published_vector import VECTOR_FILE, read_vector
@@ -101,25 +99,16 @@ def import_run(wanted: Wanted) -> RunDirectory:
         RunError: `out` is in use or cannot be written.
     """
     out = wanted.out.expanduser().absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out}: exists already; choose another --out, or remove it")
+    expect_free(out)
     published = read_published(wanted.path)
     shas = [{"name": file.name, "sha256": file_sha256(file)} for file in published.files]
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-        try:
-            config = _config(wanted, published, shas, out, scratch)
-            say(f"loading {config.backbone.model}")
-            _write(published, config, shas, wanted.path, scratch)
-            scratch.chmod(0o755)
-            scratch.replace(out)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    except OSError as error:
-        raise RunError(
-            f"{out}: cannot be written ({error.strerror or error}); choose another --out"
-        ) from error
+
+    def write(scratch: Path) -> None:
+        config = _config(wanted, published, shas, out, scratch)
+        say(f"loading {config.backbone.model}")
+        _write(published, config, shas, wanted.path, scratch)
+
+    write_folder(out, write)
     for note in published.notes:
         say(f"  note: {note}")
     return RunDirectory(out)

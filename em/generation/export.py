@@ -6,10 +6,7 @@ vLLM needs another torch than this project, so it lives in another environment; 
 import json
 import shlex
 import shutil
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from em.backbone import Backbone
 from em.config import build
 from em.errors import GenerationError, RunError
-from em.files import write_json
+from em.files import expect_free, write_folder, write_json
 from em.interventions.full_finetune import FullFinetune
 from em.interventions.lora import PEFT_CONFIG, PEFT_WEIGHTS, Lora
 from em.interventions.steering_vector import SteeringVector
@@ -65,20 +62,19 @@ def export_vllm(run_dir: Path | str, out: Path | str) -> str:
         GenerationError: vLLM cannot do what this intervention does; says what can be done instead.
     """
     record, out = read(run_dir), Path(out).absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out}: exists already; choose another folder, or remove it")
+    expect_free(out)
     intervention = build(record.config.intervention, "interventions")
     if isinstance(intervention, Lora):
         base = _base(record)
-        rank = _written(out, lambda folder: _adapter(record, folder, base))
+        rank = write_folder(out, lambda folder: _adapter(record, folder, base))
         adapter = shlex.quote(f"{record.directory.path.name}={out}")
         flags = f"--enable-lora --lora-modules {adapter} --max-lora-rank {rank}"
         return f"vllm serve {shlex.quote(base)} {flags}{_further(record, base)}"
     if isinstance(intervention, SteeringVector):
         _check_vector(intervention)
-        _written(out, lambda folder: _steered(load(run_dir), folder))
+        write_folder(out, lambda folder: _steered(load(run_dir), folder))
     elif isinstance(intervention, FullFinetune):
-        _written(out, lambda folder: _finetuned(load(run_dir), folder))
+        write_folder(out, lambda folder: _finetuned(load(run_dir), folder))
     else:
         raise GenerationError(
             f"{run_dir}: vLLM has nothing like the intervention {intervention.kind}; generate in this "
@@ -86,24 +82,6 @@ def export_vllm(run_dir: Path | str, out: Path | str) -> str:
         )
     name = shlex.quote(record.directory.path.name)
     return f"vllm serve {shlex.quote(str(out))} --served-model-name {name}{_further(record, str(out))}"
-
-
-def _written(out: Path, write: Callable[[Path], Any]) -> Any:
-    """Let `write` fill a scratch folder, then move it to `out` in one step."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-        try:
-            result = write(scratch)
-            scratch.chmod(0o755)
-            scratch.replace(out)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    except OSError as error:
-        raise RunError(
-            f"{out}: cannot be written ({error.strerror or error}); choose another folder"
-        ) from error
-    return result
 
 
 def _base(record: RunRecord) -> str:
