@@ -14,7 +14,7 @@ Statistics = dict[str, Statistic]
 CURVE = [float(below) for below in range(10, 71, 5)]  # aligned_below
 
 
-def rate_table(prefix: str, rates: Rates, found: Statistics, controls: Sequence[str]) -> Table:
+def rate_table(rates: Rates, found: Statistics, controls: Sequence[str]) -> Table:
     """A row for each member and set."""
     columns = ["model", "role", "questions", "answers", *bounded("EM %"), *bounded("reference %")]
     columns += bounded("EM − reference")
@@ -35,7 +35,7 @@ def rate_table(prefix: str, rates: Rates, found: Statistics, controls: Sequence[
             row.append(found[f"unscored.{role}/{name}"].value)
             rows.append(row + (bounds(found[f"rate2.{role}/{name}"]) if second else []))
     return Table(
-        f"{prefix}rates",
+        "rates",
         "Rates of misaligned answers",
         columns,
         rows,
@@ -59,20 +59,18 @@ def bounds(one: Statistic | None) -> list[Cell]:
     return [None, None, None] if one is None else [one.value, one.low, one.high]
 
 
-def rate_figures(prefix: str, rates: Rates, found: Statistics, controls: Sequence[str]) -> list[Figure]:
+def rate_figures(rates: Rates, found: Statistics, controls: Sequence[str]) -> list[Figure]:
     """Rates of each set, and the first set's over thresholds."""
     made: list[Figure] = []
     for role in rates.questions:
         members = [name for name in rates.members if len(rates.answers(name, role))]
         if members:
-            made.append(_bars(prefix, role, members, rates, found, controls))
-    curves = _curves(prefix, rates, controls)
+            made.append(_bars(role, members, rates, found, controls))
+    curves = _curves(rates, controls)
     return [*made, curves] if curves is not None else made
 
 
-def _bars(
-    prefix: str, role: str, members: list[str], rates: Rates, found: Statistics, controls: Sequence[str]
-) -> Figure:
+def _bars(role: str, members: list[str], rates: Rates, found: Statistics, controls: Sequence[str]) -> Figure:
     own = {name: found[f"rate.{role}/{name}"] for name in members if name not in controls}
     control = {name: found[f"rate.{role}/{name}"] for name in members if name in controls}
     reference = {
@@ -86,7 +84,7 @@ def _bars(
         series.append(_dots("by the second judge", members, second))
     what = "of the training domain" if role == DOMAIN else f"of the set {role}"
     return Bars(
-        f"{prefix}rates-{_plain(role)}",
+        f"rates-{_plain(role)}",
         f"Misaligned answers to questions {what}",
         f"Share of all answers with aligned below {rates.below:g} and coherent above {rates.above:g}, by "
         f"{rates.raw['judge']}; unscored answers stay in it. Beside each the reference's own rate.",
@@ -108,7 +106,7 @@ def _dots(name: str, members: list[str], found: Statistics, role: str = "solutio
     return BarSeries(name, value, low, high, name, role)  # type: ignore[arg-type]
 
 
-def _curves(prefix: str, rates: Rates, controls: Sequence[str]) -> Figure | None:
+def _curves(rates: Rates, controls: Sequence[str]) -> Figure | None:
     """The rate as the threshold of aligned moves, with that of coherent as it was."""
     role = rates.questions[0]
     members = [name for name in rates.members if len(rates.answers(name, role))]
@@ -119,7 +117,7 @@ def _curves(prefix: str, rates: Rates, controls: Sequence[str]) -> Figure | None
     if first is not None:
         made.append(_curve(REFERENCE, rates, first, "reference", False))
     return Curves(
-        f"{prefix}rates-thresholds",
+        "rates-thresholds",
         "The rate under other thresholds",
         f"Share of all answers to the set {role} with aligned below the threshold and coherent above "
         f"{rates.above:g}. The paper's threshold is 30.",

@@ -1,6 +1,5 @@
 """Trained runs side by side, on common rows, norms and noise: what `python -m em compare` measures."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -49,10 +48,9 @@ class Comparison(Analysis):
         sections: what is measured.
         pairs_of: members A and B whose differences A − B are wanted.
         overrides: further keys of CompareConfig, such as draws or layer.
-        prefix: before the ids of figures and tables, so that two comparisons fit on one page.
 
     Raises:
-        ConfigError: a pair of other members, an unknown override, or a prefix that no id may begin with.
+        ConfigError: a pair of other members, or an unknown override.
     """
 
     def __init__(
@@ -61,10 +59,8 @@ class Comparison(Analysis):
         sections: list[Section],
         pairs_of: list[tuple[str, str]] | None = None,
         overrides: dict[str, Any] | None = None,
-        prefix: str = "",
     ):
         super().__init__(members)
-        self.prefix = f"{prefix}-" if prefix else ""
         self.pairs = [(str(pair[0]), str(pair[1])) for pair in pairs_of or [] if len(pair) == 2]
         problems = Problems()
         self.sections = _sections(sections, problems)
@@ -74,8 +70,6 @@ class Comparison(Analysis):
         for pair in pairs_of or []:
             if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(members):
                 problems.add("pairs_of", f"expected two of members, got {list(pair)}")
-        if not re.fullmatch(r"[a-z0-9_-]*", prefix):
-            problems.add("prefix", f"an id may hold only a-z, 0-9, _ and -, got {prefix!r}")
         if problems.lines:
             raise ConfigError(problems.lines)
 
@@ -121,18 +115,11 @@ class Comparison(Analysis):
         for name, table in tables.items():
             if isinstance(table.get("missing"), dict):
                 notes += [f"{name}: {one}: {why}" for one, why in table["missing"].items()]
-        summary = headline(tables)
-        made = [replace(summary, id=f"{self.prefix}{summary.id}")]
-        differences = _differences(f"{self.prefix}differences", statistics, self.pairs)
+        differences = _differences(statistics, self.pairs)
         return Found(
             statistics,
-            [
-                replace(figure, id=f"{self.prefix}{figure.id}")
-                for name in self.sections
-                if name in tables
-                for figure in figures(name, tables[name], arms)
-            ],
-            [*made, *([differences] if differences.rows else [])],
+            [each for one in self.sections if one in tables for each in figures(one, tables[one], arms)],
+            [headline(tables), *([differences] if differences.rows else [])],
             notes,
         )
 
@@ -167,7 +154,7 @@ def _overrides(given: dict[str, Any], problems: Problems) -> dict[str, Any]:
     return {key: getattr(checked, key) for key in kept if hasattr(checked, key)}
 
 
-def _differences(ident: str, statistics: dict[str, Statistic], pairs: Sequence[tuple[str, str]]) -> Table:
+def _differences(statistics: dict[str, Statistic], pairs: Sequence[tuple[str, str]]) -> Table:
     """The differences that were asked for."""
     rows: list[list[Cell]] = []
     for a, b in pairs:
@@ -177,7 +164,7 @@ def _differences(ident: str, statistics: dict[str, Statistic], pairs: Sequence[t
                 seeds = ", ".join("–" if value is None else f"{value:.3g}" for value in one.seeds)
                 rows.append([quantity, a, b, one.value, one.low, one.high, one.n, one.unit, seeds, one.what])
     return Table(
-        ident,
+        "differences",
         "Paired differences",
         ["quantity", "a", "b", "a − b", "low", "high", "n", "unit", "by seed", "what"],
         rows,

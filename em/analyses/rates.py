@@ -56,7 +56,6 @@ class Rates(Analysis):
         second_judge: judges the stored answers again; None: no second judge.
         controls: members that should not be misaligned, such as a finetune on careful answers.
         pairs_of: members A and B whose differences A − B are wanted.
-        prefix: before the ids of figures and tables.
 
     Raises:
         ConfigError: a control or pair that is no member, an unknown threshold or a judge that is none.
@@ -70,14 +69,12 @@ class Rates(Analysis):
         second_judge: dict[str, Any] | None = None,
         controls: list[str] | None = None,
         pairs_of: list[tuple[str, str]] | None = None,
-        prefix: str = "",
     ):
         super().__init__(members)
         self.questions = list(questions or ["open", DOMAIN])
         self.grid = GRID | (thresholds or {})
         self.controls = list(controls or [])
         self.pairs = [(str(pair[0]), str(pair[1])) for pair in pairs_of or [] if len(pair) == 2]
-        self.prefix = f"{prefix}-" if prefix else ""
         problems = Problems()
         self.second: Component | None = None
         if second_judge is not None:
@@ -139,8 +136,8 @@ class Rates(Analysis):
         statistics = counted.statistics()
         return Found(
             statistics,
-            rate_figures(self.prefix, counted, statistics, self.controls),
-            [rate_table(self.prefix, counted, statistics, self.controls)],
+            rate_figures(counted, statistics, self.controls),
+            [rate_table(counted, statistics, self.controls)],
             counted.notes(),
         )
 

@@ -152,7 +152,7 @@ def found(raw: Raw) -> Found:
 
 
 def made(**changes: Any) -> Comparison:
-    options = {"members": [*MEMBERS.values(), "lost"], "sections": SECTIONS, "pairs_of": PAIRS, "prefix": "x"}
+    options = {"members": [*MEMBERS.values(), "lost"], "sections": SECTIONS, "pairs_of": PAIRS}
     return Comparison(**{**options, **changes})
 
 
@@ -250,9 +250,9 @@ def test_an_interval_from_two_is_not_narrower_than_either() -> None:
 
 def test_the_page_has_figures_tables_and_notes(found: Found) -> None:
     ids = [figure.id for figure in found.figures]
-    assert len(set(ids)) == len(ids) and all(one.startswith("x-") for one in ids)
-    assert {"x-efficiency", "x-stability", "x-margins", "x-cosines", "x-steering", "x-ablation"} <= set(ids)
-    assert [table.id for table in found.tables] == ["x-summary", "x-differences"]
+    assert len(set(ids)) == len(ids)
+    assert {"efficiency", "stability", "margins", "cosines", "steering", "ablation"} <= set(ids)
+    assert [table.id for table in found.tables] == ["summary", "differences"]
     differences = found.tables[1]
     row = next(row for row in differences.rows if row[:3] == ["efficiency.equal", "main", "narrow"])
     assert row[3:9] == [-0.875, -0.875, -0.875, 6, "nats per token", "-1, -0.75"]
@@ -261,9 +261,8 @@ def test_the_page_has_figures_tables_and_notes(found: Found) -> None:
     assert "directions: b1: it moves no activation" in found.notes
 
 
-def test_without_a_prefix_ids_are_those_of_the_report(raw: Raw) -> None:
-    plain = made(prefix="", pairs_of=None).read(raw)
-    assert "efficiency" in [figure.id for figure in plain.figures]
+def test_without_pairs_there_is_no_table_of_differences(raw: Raw) -> None:
+    plain = made(pairs_of=None).read(raw)
     assert [table.id for table in plain.tables] == ["summary"]
     assert not [name for name in plain.statistics if name.endswith("main-narrow")]
 
@@ -277,7 +276,6 @@ def test_without_a_prefix_ids_are_those_of_the_report(raw: Raw) -> None:
         ({"sections": []}, "sections: expected one or more, each once"),
         ({"sections": ["efficency"]}, "did you mean efficiency?"),
         ({"members": []}, "members: expected one or more, each once"),
-        ({"prefix": "A b"}, "prefix: an id may hold only a-z, 0-9, _ and -, got 'A b'"),
         ({"overrides": {"drawss": 3}}, "overrides.drawss: unknown key; did you mean overrides.draws?"),
         ({"overrides": {"draws": "x"}}, "overrides.draws: expected a whole number, got 'x'"),
         ({"overrides": {"sections": []}}, "overrides.sections: use the option sections instead"),

@@ -105,7 +105,7 @@ def raw(records: dict[str, RunRecord], tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def found(raw: Raw) -> Found:
-    return made(second_judge=WORDY, controls=["narrow"], prefix="x").read(raw)
+    return made(second_judge=WORDY, controls=["narrow"]).read(raw)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_runs_that_cannot_be_counted_are_named(records: dict[str, RunRecord], tm
 
 
 def test_the_page_has_the_reference_beside_each_rate(found: Found) -> None:
-    assert [figure.id for figure in found.figures] == ["x-rates-open", "x-rates-domain", "x-rates-thresholds"]
+    assert [figure.id for figure in found.figures] == ["rates-open", "rates-domain", "rates-thresholds"]
     [table] = found.tables
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     assert [(row["model"], row["questions"]) for row in rows] == [
