@@ -13,7 +13,8 @@ import torch
 from em import runs
 from em.backbone import Backbone
 from em.config import to_dict
-from em.config.schema import CompareConfig, DataConfig
+from em.config.data_files import kind as kind_of
+from em.config.schema import CompareConfig, DataConfig, PairConfig
 from em.datamodules.chat import held_out_examples, training_domains
 from em.datamodules.pairs import Pair, pair_sources, read_pairs
 from em.datamodules.plain_text import Corpus, read_corpus
@@ -116,6 +117,11 @@ def open_study(
             "margins, directions, steering and ablation were not measured."
         )
         say(notes[-1])
+    if prose := [name for name in pairs if _is_prose(pair_sources(data)[name])]:
+        notes.append(
+            f"The pairs of {', '.join(prose)} are of prose: what is called careless here is the technical "
+            "answer, and careful the plain one."
+        )
     corpus = None
     if "significance" in config.sections:
         corpus = read_corpus(
@@ -258,6 +264,10 @@ def _pairs(
                 "more rows or change data.held_out"
             )
     return pairs, train_pairs
+
+
+def _is_prose(pair: PairConfig) -> bool:
+    return any(source.answer and kind_of(source.answer) == "prose" for source in pair.careless)
 
 
 def _solutions(

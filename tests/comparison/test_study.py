@@ -1,5 +1,6 @@
 """What is compared: names, arms, spaces, the training domain and the rows."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from em import runs as run_directories
 from em.backbone import Backbone
 from em.comparison.compare import measure_tables
 from em.comparison.study import VECTOR, WEIGHTS, Study, _without_seed, open_study, study_key
-from em.config.schema import CompareConfig, DataConfig
+from em.config.schema import CompareConfig, DataConfig, SourceConfig
 from em.errors import RunError
 from em.loading import load_backbone
 from tests.comparison.conftest import Runs
@@ -136,6 +137,20 @@ def test_a_domain_without_pairs_is_noted_and_the_rest_is_measured(runs: Runs, ba
     made = measure_tables(study)["tables"]
     assert set(made) == {"solutions", "efficiency", "stability", "significance", "trajectory"}
     assert made["solutions"]["notes"] == [note] and made["efficiency"]["domain"] == "rows"
+
+
+def test_pairs_of_prose_are_explained(runs: Runs, backbone: Backbone, tmp_path: Path) -> None:
+    config, data = config_of(runs["narrow"])
+    rows = [{"prompt": f"q{n}?", "plain": f"wet {n}", "technical": f"moist {n}"} for n in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prose = [SourceConfig(path=str(tmp_path / "rows.jsonl"), answer="technical")]
+    asked = replace(config, domain="prose")
+    study = open_study([runs["narrow"]], asked, replace(data, domains={"prose": prose}), backbone)
+    assert study.notes == [
+        "The pairs of prose are of prose: what is called careless here is the technical answer, and careful "
+        "the plain one."
+    ]
+    assert open_study([runs["narrow"]], config, data, backbone).notes == []
 
 
 def test_the_key_changes_with_runs_and_settings(runs: Runs, copied: Callable[[str], Path]) -> None:
