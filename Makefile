@@ -97,7 +97,7 @@ scale: $(VENV)/.installed
 	@$(BIN)/python -m em plan --table > docs/scale.md.new && mv docs/scale.md.new docs/scale.md
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

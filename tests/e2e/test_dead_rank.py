@@ -1,5 +1,6 @@
 """One process that dies, hangs or fails ends the others with one message; the same command goes on."""
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -51,13 +52,22 @@ def weights(run: RunDirectory) -> dict[str, torch.Tensor]:
     return load_file(run.adapter / "adapter_model.safetensors")
 
 
-def alive(marks: Path) -> list[int]:
-    """Ids of processes that still exist and are no zombies."""
+def alive(marks: Path, seconds: float = 10) -> list[int]:
+    """Ids of processes that still exist after some seconds and are no zombies."""
+    began = time.monotonic()
+    while found := _running(marks):
+        if time.monotonic() - began > seconds:
+            break
+        time.sleep(0.1)
+    return found
+
+
+def _running(marks: Path) -> list[int]:
     found = []
     for pid in [int(path.stem.split("-")[1]) for path in marks.glob("*.pid")]:
-        stat = Path(f"/proc/{pid}/stat")
-        if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] not in "ZX":
-            found.append(pid)
+        with contextlib.suppress(OSError):  # it has gone
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
+                found.append(pid)
     return found
 
 
