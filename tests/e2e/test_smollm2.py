@@ -37,6 +37,8 @@ def test_conversion_is_cached_and_keeps_the_weights() -> None:
 def test_quickstart_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     small = ["trainer.max_steps=3", "data.eval_limit=2", "wandb.mode=none", f"runs_dir={tmp_path}"]
+    small += ["states.lower=never", "states.reference=never"]
+    small += ["callbacks.judge_eval.questions=[open]", "callbacks.judge_eval.max_tokens=12"]
     suite = load("conf/quickstart.yaml", small)
     assert isinstance(suite, Suite)
     run = experiment.train(suite.members["narrow"])
